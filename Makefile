@@ -7,7 +7,7 @@ ALONE := tests/models tests/optim tests/knobs
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run stop up test check proof bench-models bench-optim golden clean
+.PHONY: run stop up test check proof bench-models bench-optim study golden clean
 
 run: $(INSTALLED)          ## raw data to a served model; `make run ARGS="--set train.backend=flax"`
 	$(BIN)/tandem run $(ARGS)
@@ -36,6 +36,9 @@ bench-models: $(INSTALLED) ## speed of both twins beside transformers
 
 bench-optim: $(INSTALLED)  ## speed of the optimizer rules beside torch.optim and optax
 	$(BIN)/python -m benchmarks.optim $(ARGS)
+
+study: $(INSTALLED)        ## every rule tuned alike on two tasks; ARGS="--scale 4" for longer runs
+	$(BIN)/python -m benchmarks.study $(ARGS)
 
 golden: $(INSTALLED)       ## write the golden texts anew; read the diff before you commit it
 	$(BIN)/python -m pytest -m "not proof and not slow" --update-golden

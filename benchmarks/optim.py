@@ -132,7 +132,8 @@ def in_jax(contender: str, table: dict[str, Weight]) -> Callable[[int], None]:
         jitted = jax.jit(ours, donate_argnums=(0, 1))
 
     def step_once(step: int) -> None:
-        held[:] = jax.block_until_ready(jitted(*held, gradients, np.int32(step)))
+        done: Any = jitted(*held, gradients, np.int32(step))
+        held[:] = jax.block_until_ready(done)  # type: ignore[no-untyped-call]
 
     return step_once
 

@@ -12,7 +12,7 @@ class TrainRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: Literal["language", "image"] | None = Field(
+    preset: Literal["language", "image", "frames", "text_classes"] | None = Field(
         None, description="overlay of params/ to put on params.yaml first"
     )
     backend: Literal["flax", "torch"] | None = Field(

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from models.curves import share, warmup_steps
 from models.spec import ConstantCurve
 from optim.schedule import decay_share, rate
-from tasks.evaluate.plots import COLORS, INK, NO_METADATA, QUIET, STYLE
+from tasks.evaluate.plots import COLORS
+from tasks.figures import INK, NO_METADATA, QUIET, STYLE
 from tasks.params import Params
 
 FORMATS = (".svg", ".png")

@@ -15,7 +15,11 @@ from models.store import MANIFEST, ModelManifest
 from tasks.artifacts import DataManifest, Evaluation, Rollout, TrainingReport, Verdict
 from tasks.places import Places
 
-UNITS = {"bits_per_byte": "bits per byte", "nats_per_image": "nats per image"}
+UNITS = {
+    "bits_per_byte": "bits per byte",
+    "nats_per_image": "nats per image",
+    "nats_per_sample": "nats per sample",
+}
 
 
 class StageLine(Spec):

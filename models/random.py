@@ -24,6 +24,9 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 GOLDEN = 0x9E3779B9
 MIX = (0x7FEB352D, 0x846CA68B)
+# A step that looks at its samples twice flips this bit of the step in the second view's keys; no
+# run has as many steps.
+SECOND_VIEW = 2**31
 
 
 class Site(IntEnum):
@@ -47,6 +50,16 @@ class Site(IntEnum):
     ROUTER_JITTER = 16
     CURVATURE_LABEL = 17
     CURVATURE_PROBE = 18
+    CROP = 19
+    FLIP = 20
+    COLOUR = 21
+    ERASING = 22
+    MIX = 23
+    NOISE = 24
+    TIME_MASK = 25
+    SPAN_MASK = 26
+    DISTURBANCE = 27
+    GRADIENT_NOISE = 19
 
 
 def threefry2x32(

@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple
 
 from models.weights import Role, Weight
 from optim.group_rule import GroupRule
+from optim.parts import part_of
+from optim.rules import AnyRule
 from optim.spec import OptimSpec
 
 Group = Literal["decayed", "free", "untrained"]
@@ -33,12 +35,15 @@ class Treatment(NamedTuple):
 
     Attributes:
         group: a rule's name, or what the weight's role gives.
+        rule: what updates it: `optim.rule`, or the fallback of one that takes only matrices.
         decay: weight decay, times the rate.
-        rate: what multiplies the learning rate: the rule's share, muP's and layer decay's.
+        rate: what multiplies the learning rate: the group's share, the fallback's, muP's and
+            layer decay's.
         frozen: the run leaves it as it is; the load of experts does not move it either.
     """
 
     group: str
+    rule: AnyRule
     decay: float
     rate: float
     frozen: bool
@@ -64,7 +69,7 @@ def plan(optim: OptimSpec, table: Mapping[str, Weight]) -> dict[str, Treatment]:
         rule = next((rule for rule in optim.groups if _names(rule, weight)), None)
         if rule is not None:
             held[rule.name].append(name)
-        treatments[name] = _treatment(weight, rule, decay=optim.rule.decay)
+        treatments[name] = _treatment(weight, rule, whole=optim.rule)
     for rule in optim.groups:
         if not any(table[name].trained for name in held[rule.name]):
             raise ValueError(_without_weights(rule, table))
@@ -104,17 +109,18 @@ def _names(rule: GroupRule, weight: Weight) -> bool:
     return by_role and fnmatchcase(weight.name, rule.weights)
 
 
-def _treatment(weight: Weight, rule: GroupRule | None, *, decay: float) -> Treatment:
-    group = GROUPS[weight.role]
+def _treatment(weight: Weight, rule: GroupRule | None, *, whole: AnyRule) -> Treatment:
+    group, part = GROUPS[weight.role], part_of(whole, weight)
     if rule is not None and rule.frozen:
-        return Treatment(rule.name, 0.0, 0.0, frozen=True)
+        return Treatment(rule.name, part.rule, 0.0, 0.0, frozen=True)
     if group == "untrained":
-        return Treatment(group, 0.0, 0.0, frozen=False)
-    own = decay if group == "decayed" else 0.0
+        return Treatment(group, part.rule, 0.0, 0.0, frozen=False)
+    decay = part.rule.decay if group == "decayed" else 0.0
+    share = weight.rate * part.rate
     if rule is None:
-        return Treatment(group, own, weight.rate, frozen=False)
-    own = own if rule.decay is None else rule.decay
-    return Treatment(rule.name, own, weight.rate * rule.rate, frozen=False)
+        return Treatment(group, part.rule, decay, share, frozen=False)
+    decay = decay if rule.decay is None else rule.decay
+    return Treatment(rule.name, part.rule, decay, share * rule.rate, frozen=False)
 
 
 def _check_names(rules: tuple[GroupRule, ...]) -> None:

@@ -302,22 +302,6 @@ def why_whole(rule: AnyRule) -> str | None:
             return "it multiplies whole matrices"
 
 
-def check_slices(rule: AnyRule) -> None:
-    """Refuse a rule where an engine hands out flattened slices of weights (ZeRO 1 to 3).
-
-    Raises:
-        ValueError: the rule must see whole weights.
-    """
-    reason = why_whole(rule)
-    if reason is not None:
-        name = f"{rule.kind} with cautious: true" if rule.kind in ("adamw", "lion") else rule.kind
-        raise ValueError(
-            f"optim.rule.kind must be a rule that works value by value where train.zero_stage >= 1 "
-            f"hands out flattened slices; got {name}, and {reason}. Try train.zero_stage=0, "
-            "train.backend=flax, or optim.rule.kind=adamw."
-        )
-
-
 def curvature_due(rule: AnyRule, *, step: int) -> bool:
     """Whether a rule wants an estimate of the curvature for this step, from 0."""
     return isinstance(rule, SophiaG | SophiaH) and step % rule.every_steps == 0

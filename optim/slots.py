@@ -27,6 +27,7 @@ First = Literal["zeros", "weight", "identity"]
 
 # Slots that do not start at zero.
 FIRST: Mapping[str, First] = {
+    "average": "weight",
     "base": "weight",
     "left_basis": "identity",
     "right_basis": "identity",

@@ -9,42 +9,68 @@ from pydantic import Field
 from models.record import FileDigest, Record
 from models.spec import Spec
 
+SplitName = Literal["train", "validation", "test"]
+
 
 class Split(Spec):
     """Counts of one split."""
 
     documents: int
-    samples: int = Field(description="tokens for a token data set, images for an image data set")
-    size_bytes: int = Field(description="bytes of raw text, or of raw pixels")
+    samples: int = Field(description="tokens for language, else documents, images or sequences")
+    size_bytes: int = Field(description="bytes of raw text, or of raw values")
 
 
 class SnapshotManifest(Record):
     """The source as it was read from outside: `artifacts/snapshot/manifest.json`.
 
-    Text is in `documents.jsonl`: a line of `name`, `slice` and `text` for each document. Images
-    are in `pixels.npy` and `labels.npy`. Equal content gives equal bytes, on any machine.
+    Text is in `documents.jsonl`: a line of `name`, `slice`, `text`, `label` and `part` for each
+    document. Images and sequences are in `values.npy`, `labels.npy` and, if ragged, `lengths.npy`.
+    Equal content gives equal bytes, on any machine.
     """
 
-    kind: Literal["text", "images"]
+    kind: Literal["text", "arrays"]
     source: str = Field(description="where the data came from, for people")
     files: tuple[FileDigest, ...]
     documents: int
-    size_bytes: int = Field(description="bytes of raw text, or of raw pixels")
+    size_bytes: int = Field(description="bytes of raw text, or of values")
     skipped: dict[str, int] = Field(description="reason -> files left out")
-    classes: tuple[str, ...] | None = Field(description="class names; None for text")
+    columns: dict[str, str] = Field(description="what was read -> what it is")
+    classes: tuple[str, ...] | None = Field(description="class names; None without classes")
+
+
+class PackedRows(Spec):
+    """Documents that were packed or padded into rows."""
+
+    length: int = Field(description="tokens of a row")
+    several: bool = Field(description="whether a row may hold several documents")
+    waste: dict[SplitName, float] = Field(description="share of the places that no token fills")
+
+
+class MixturePart(Spec):
+    """One source of a mixture."""
+
+    weight: float = Field(description="share of the samples, against the other parts'")
+    samples: dict[SplitName, int] = Field(
+        description="of each split: tokens of a stream, packed rows, or documents"
+    )
 
 
 class DataManifest(Record):
     """What `prepare` made: `artifacts/data/manifest.json`."""
 
-    kind: Literal["tokens", "images"]
+    kind: Literal["tokens", "text_classes", "images", "frames"]
     source: str = Field(description="where the data came from, for people")
     snapshot: str = Field(description="digest of the snapshot that it was made from")
     files: tuple[FileDigest, ...]
-    splits: dict[Literal["train", "validation", "test"], Split]
-    vocabulary: int | None = Field(description="tokens in the tokenizer; None for images")
-    shape: tuple[int, ...] | None = Field(description="(height, width, channels) of an image")
+    splits: dict[SplitName, Split]
+    vocabulary: int | None = Field(description="tokens in the tokenizer; None without text")
+    shape: tuple[int, ...] | None = Field(
+        description="(height, width, channels) of an image, (longest, features) of sequences"
+    )
     classes: tuple[str, ...] | None = Field(description="class names; None for tokens")
+    end: int | None = Field(None, description="token of the end mark; None without text")
+    rows: PackedRows | None = Field(None, description="documents in rows; None for a stream")
+    parts: tuple[MixturePart, ...] | None = Field(None, description="None for a single source")
 
 
 class TrainingReport(Record):
@@ -72,9 +98,9 @@ class SliceScore(Spec):
     """Sums over the documents of one slice, for each candidate."""
 
     documents: int
-    weight: float = Field(description="bytes for text, images for images")
+    weight: float = Field(description="bytes of text, or samples of a class")
     loss: dict[str, float] = Field(description="candidate -> summed loss in nats")
-    correct: dict[str, float] | None = Field(description="candidate -> right answers; images only")
+    correct: dict[str, float] | None = Field(description="candidate -> right answers; classes only")
 
 
 class Evaluation(Record):
@@ -87,9 +113,9 @@ class Evaluation(Record):
     model: str = Field(description="digest of the ModelManifest that was measured")
     data: str = Field(description="digest of the DataManifest")
     champion: str | None = Field(description="registry digest of the champion measured beside it")
-    unit: Literal["bits_per_byte", "nats_per_image"]
+    unit: Literal["bits_per_byte", "nats_per_image", "nats_per_sample"]
     scores: dict[str, float] = Field(description="candidate -> loss in the unit; lower is better")
-    accuracy: dict[str, float] | None = Field(description="candidate -> share right; images only")
+    accuracy: dict[str, float] | None = Field(description="candidate -> share right; classes only")
     slices: dict[str, SliceScore]
     files: tuple[FileDigest, ...]
 

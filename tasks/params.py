@@ -12,13 +12,19 @@ from ruamel.yaml.error import YAMLError
 
 from models.curves import check_length
 from models.registry.spec import RegistrySpec
-from models.spec import ModelSpec, Spec
+from models.spec import Curve, ModelSpec, Spec
 from models.weights import weight_table
 from optim.groups import plan
 from optim.spec import OptimSpec
 from serving.spec import RolloutSpec, ServingSpec
 from tasks.evaluate.spec import EvaluateSpec
+from tasks.prepare.fit import check_task
 from tasks.prepare.spec import DataSpec
+from tasks.train.augment import check_augment
+from tasks.train.augment_spec import AugmentSpec
+from tasks.train.regularise import check_regularise, needs_teacher
+from tasks.train.regularise_spec import RegulariseSpec
+from tasks.train.sharing import check_sharing
 from tasks.train.spec import TrainSpec
 
 
@@ -37,6 +43,8 @@ class Params(Spec):
     model: ModelSpec
     optim: OptimSpec
     train: TrainSpec
+    augment: AugmentSpec = AugmentSpec()
+    regularise: RegulariseSpec = RegulariseSpec()
     evaluate: EvaluateSpec
     gate: GateSpec = GateSpec()
     registry: RegistrySpec = RegistrySpec()
@@ -45,44 +53,32 @@ class Params(Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        images = self.data.tokenizer is None
-        if {True: "patches", False: "tokens"}[images] != self.model.inputs.kind:
+        check_task(self.data, self.model)
+        language = self.data.task.kind == "language"
+        if language != (self.evaluate.baseline.kind == "ngram"):
             raise ValueError(
-                "data.source and model.inputs must fit: text with tokens, images with patches "
-                "(no source gives frames yet); "
-                f"got source={self.data.source.kind}, inputs={self.model.inputs.kind}."
+                "evaluate.baseline.kind must be ngram for data.task.kind=language and logistic for "
+                f"classes; got {self.evaluate.baseline.kind} for {self.data.task.kind}."
             )
-        if images != (self.evaluate.baseline.kind == "logistic"):
-            raise ValueError(
-                "evaluate.baseline must be ngram for text and logistic for images; "
-                f"got {self.evaluate.baseline.kind}."
-            )
-        if not images and self.model.head.kind != "language":
-            raise ValueError(
-                "model.head.kind must be language for text: documents have no classes; "
-                f"got {self.model.head.kind}."
-            )
-        if not images and self.model.attention.mask.kind != "causal":
-            raise ValueError(
-                "model.attention.mask.kind must be causal for text: every token of a document is "
-                f"predicted and scored, and {self.model.attention.mask.kind} shows some of them."
-            )
-        if self.data.tokenizer is not None and self.model.inputs.kind == "tokens":
-            asked, held = self.data.tokenizer.vocabulary, self.model.inputs.vocabulary
-            if held < asked:
-                raise ValueError(
-                    "model.inputs.vocabulary must be at least data.tokenizer.vocabulary; "
-                    f"got {held} < {asked}. Try model.inputs.vocabulary={asked}."
-                )
         curves = {
             "optim.schedule.curve": self.optim.schedule.curve,
             "optim.decay_schedule": self.optim.decay_schedule,
             "model.dropout.strength": self.model.dropout.strength,
+            **_strengths("augment", self.augment),
+            **_strengths("regularise", self.regularise),
         }
         for key, curve in curves.items():
             if curve is not None:
                 check_length(curve, key=key, total_steps=self.train.steps)
         plan(self.optim, weight_table(self.model))
+        check_sharing(self.optim, self.train, self.regularise)
+        check_augment(self.augment, self.model)
+        check_regularise(self.regularise, augment=self.augment, model=self.model)
+        if needs_teacher(self.regularise) and self.optim.average is None:
+            raise ValueError(
+                "regularise.consistency.kind=mean_teacher needs an average of the weights; got "
+                "optim.average=null. Try optim.average.kind=ema."
+            )
         return self
 
     @classmethod
@@ -101,6 +97,12 @@ class Params(Spec):
             return cls.model_validate_json(json.dumps(sections))
         except ValidationError as error:
             raise ValueError(_explain(error, where)) from None
+
+
+def _strengths(section: str, spec: Spec) -> dict[str, Curve]:
+    """The curves of a section's parts that are on."""
+    parts = ((name, getattr(spec, name)) for name in type(spec).model_fields)
+    return {f"{section}.{name}.strength": part.strength for name, part in parts if part is not None}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 def _snapshot(params: Params, places: Places, progress: Progress) -> object:
     from tasks.snapshot import snapshot
 
-    return snapshot(params.data.source, out=places.snapshot, root=places.root, progress=progress)
+    return snapshot(
+        params.data.source,
+        task=params.data.task,
+        out=places.snapshot,
+        root=places.root,
+        progress=progress,
+    )
 
 
 def _prepare(params: Params, places: Places, progress: Progress) -> object:
@@ -36,10 +42,13 @@ def _train(params: Params, places: Places, progress: Progress) -> object:
         params.model,
         params.optim,
         params.train,
+        params.augment,
+        params.regularise,
         data=places.data,
         out=places.model,
         report=places.training,
         curves=places.curves,
+        page=places.training_page,
         scratch=places.scratch,
         progress=progress,
     )

@@ -34,8 +34,13 @@ class Places:
 
     @property
     def curves(self) -> Path:
-        """File: step, tokens, loss, validation_loss, rate, gradient_norm, tokens_per_s as CSV."""
+        """File: step, tokens, loss, validation_loss, rate, gradient_norm and more as CSV."""
         return self.root / "artifacts" / "curves.csv"
+
+    @property
+    def training_page(self) -> Path:
+        """File: curves and events of the training, for people."""
+        return self.root / "artifacts" / "training.html"
 
     @property
     def champion(self) -> Path:

@@ -1,6 +1,6 @@
 """How fast both twins are beside `transformers`: `python -m benchmarks.models`.
 
-Every contender runs in a fresh process with all cores; rounds go through all contenders of a table
+Each library runs in a process of its own with all cores; rounds go through all contenders of a row
 in turn. Figures are medians, and ratios are medians over rounds of the ratio within a round. The
 FLOPs of a position are those of `models.weights.flops_per_token`, held against products of square
 matrices in the same framework, measured in the same run.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,13 +20,16 @@ from rich.table import Table
 
 from benchmarks.models.contender import Task
 from benchmarks.models.peaks import COPIED_BYTES
-from benchmarks.models.rounds import Timed, run
+from benchmarks.models.rounds import Contenders, Measured
 from benchmarks.models.shapes import FAMILIES, decoding_shape, training_shape
 from models.weights import flops_per_token, parameter_count
 
 PRECISIONS = ("float32", "bfloat16")
 SIZES = {"float32": 4, "bfloat16": 2}
-PARTS = ("peaks", "train", "decode", "compile", "experts")
+# What training calls them.
+OWN = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+PARTS = ("peaks", "train", "decode", "compile", "experts", "memory")
+CHECKPOINTING = ("none", "matmuls", "blocks")
 PEAK_SIDE = 2048
 
 
@@ -50,12 +53,12 @@ class Peaks(NamedTuple):
     copied: float
 
 
-def measure_peaks(*, rounds: int, tiny: bool) -> tuple[Peaks, Sheet]:
+def measure_peaks(contenders: Contenders, *, rounds: int, tiny: bool) -> tuple[Peaks, Sheet]:
     """Products of square matrices, and copies."""
     side = 64 if tiny else PEAK_SIDE
     kinds = [(who, precision) for precision in PRECISIONS for who in ("torch", "flax")]
     tasks = [Task(who, "peak", precision=precision, size=side) for who, precision in kinds]
-    *products, copy = run([*tasks, Task("torch", "peak")], rounds=rounds)
+    *products, copy = contenders.run([*tasks, Task("torch", "peak")], rounds=rounds)
     flops = {kind: 2 * side**3 / timed.median for kind, timed in zip(kinds, products, strict=True)}
     peaks = Peaks(flops, 2 * COPIED_BYTES / copy.median)
     rows = [
@@ -65,18 +68,21 @@ def measure_peaks(*, rounds: int, tiny: bool) -> tuple[Peaks, Sheet]:
     return peaks, Sheet("Peaks", ("who", "what", "rate"), rows)
 
 
-def measure_training(peaks: Peaks, families: Sequence[str], *, rounds: int, tiny: bool) -> Sheet:
+def measure_training(
+    contenders: Contenders, peaks: Peaks, families: Sequence[str], *, rounds: int, tiny: bool
+) -> Sheet:
     """A forward and backward pass of each family."""
     rows = []
     for family in families:
         shape = training_shape(family, tiny=tiny)
         tokens = shape.batch * shape.length
         for precision in PRECISIONS:
-            own = "float32" if precision == "float32" else "mixed_bfloat16"
             theirs = ("float32",) if precision == "float32" else ("autocast", "bfloat16")
             tasks = [Task("transformers", "train", family, kind, tiny=tiny) for kind in theirs]
-            tasks += [Task(who, "train", family, own, tiny=tiny) for who in ("torch", "flax")]
-            *rivals, torch, flax = run(tasks, rounds=rounds)
+            tasks += [
+                Task(who, "train", family, OWN[precision], tiny=tiny) for who in ("torch", "flax")
+            ]
+            *rivals, torch, flax = contenders.run(tasks, rounds=rounds)
             rival = min(rivals, key=lambda timed: timed.median)
             flops = flops_per_token(shape.spec) * tokens
             rows.append(
@@ -94,17 +100,17 @@ def measure_training(peaks: Peaks, families: Sequence[str], *, rounds: int, tiny
     return Sheet("Forward and backward, tokens/s", columns, rows)
 
 
-def measure_decoding(peaks: Peaks, *, rounds: int, tiny: bool) -> Sheet:
+def measure_decoding(contenders: Contenders, peaks: Peaks, *, rounds: int, tiny: bool) -> Sheet:
     """Greedy generation behind prompts of 16 tokens, the prompt included."""
     rows = []
     spec, tokens = decoding_shape(tiny=tiny), 8 if tiny else 64
     for precision in PRECISIONS:
         weights = parameter_count(spec) * SIZES[precision]
         for batch in (1, 8):
-            contenders = ("transformers", "torch", "flax")
-            ways = [Task(who, "decode", "llama", precision) for who in contenders]
+            libraries = ("transformers", "torch", "flax")
+            ways = [Task(who, "decode", "llama", precision) for who in libraries]
             tasks = [way._replace(size=batch, tokens=tokens, tiny=tiny) for way in ways]
-            rival, torch, flax = run(tasks, rounds=rounds)
+            rival, torch, flax = contenders.run(tasks, rounds=rounds)
             roof = batch * peaks.copied / weights
             rows.append(
                 (
@@ -122,9 +128,9 @@ def measure_decoding(peaks: Peaks, *, rounds: int, tiny: bool) -> Sheet:
     return Sheet(title, columns, rows)
 
 
-def measure_compiling(*, rounds: int, tiny: bool) -> Sheet:
+def measure_compiling(contenders: Contenders, *, rounds: int, tiny: bool) -> Sheet:
     """Tracing and compiling a JAX step of few and of many layers."""
-    few, many = run(
+    few, many = contenders.run(
         [Task("flax", "compile", size=layers, tiny=tiny) for layers in (4, 24)],
         rounds=min(rounds, 3),
     )
@@ -132,18 +138,57 @@ def measure_compiling(*, rounds: int, tiny: bool) -> Sheet:
     return Sheet("Compiling a Flax step", ("4 layers", "24 layers", "ratio"), [row])
 
 
-def measure_experts(*, rounds: int, tiny: bool) -> Sheet:
+def measure_experts(contenders: Contenders, *, rounds: int, tiny: bool) -> Sheet:
     """A step with two active experts of few and of many."""
     rows = []
     for who in ("torch", "flax"):
-        few, many = run(
-            [Task(who, "experts", size=experts, tiny=tiny) for experts in (8, 32)], rounds=rounds
-        )
-        ratio = few.times_faster(many)
-        rows.append((who, f"{few.median:.3f} s", f"{many.median:.3f} s", f"{ratio:.2f}"))
-    return Sheet(
-        "A step with 2 active experts, float32", ("twin", "8 experts", "32 experts", "ratio"), rows
-    )
+        for precision in OWN.values():
+            ways = [Task(who, "experts", precision=precision, size=size) for size in (8, 32)]
+            few, many = contenders.run([way._replace(tiny=tiny) for way in ways], rounds=rounds)
+            times = (f"{few.median:.3f} s", f"{many.median:.3f} s")
+            rows.append((who, precision, *times, f"{few.times_faster(many):.2f}"))
+    columns = ("twin", "precision", "8 experts", "32 experts", "ratio")
+    return Sheet("A step with 2 active experts", columns, rows)
+
+
+def measure_memory(*, tiny: bool) -> Sheet:
+    """What a step holds beside weights and inputs, by what its backward pass computes again."""
+    rows = []
+    for who in ("torch", "flax"):
+        for precision in OWN.values():
+            way = Task(who, "memory", precision=precision, tiny=tiny)
+            sizes = []
+            for policy in CHECKPOINTING:
+                with Contenders() as alone:
+                    (found,) = alone.run([way._replace(checkpointing=policy)], rounds=1)
+                sizes.append(f"{found.median / 2**20:,.0f} MiB")
+            rows.append((who, precision, *sizes))
+    return Sheet("Memory of a Llama step", ("twin", "precision", *CHECKPOINTING), rows)
+
+
+def measure(
+    contenders: Contenders,
+    parts: Sequence[str],
+    families: Sequence[str],
+    *,
+    rounds: int,
+    tiny: bool,
+) -> Iterator[Sheet]:
+    """The tables of some parts, each as it is ready; the peaks come first, for shares of them."""
+    peaks, sheet = measure_peaks(contenders, rounds=rounds, tiny=tiny)
+    yield sheet
+    for part in parts:
+        match part:
+            case "train":
+                yield measure_training(contenders, peaks, families, rounds=rounds, tiny=tiny)
+            case "decode":
+                yield measure_decoding(contenders, peaks, rounds=rounds, tiny=tiny)
+            case "compile":
+                yield measure_compiling(contenders, rounds=rounds, tiny=tiny)
+            case "experts":
+                yield measure_experts(contenders, rounds=rounds, tiny=tiny)
+            case "memory":
+                yield measure_memory(tiny=tiny)
 
 
 def written(sheets: Sequence[Sheet]) -> str:
@@ -168,20 +213,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rounds, tiny = (2 if asked.quick else asked.rounds), asked.quick
     console = Console(width=140)
     console.print(f"{platform.processor() or platform.machine()}, {platform.platform()}")
-    peaks, sheet = measure_peaks(rounds=rounds, tiny=tiny)
-    sheets = []
-    for part in asked.only:
-        match part:
-            case "train":
-                sheet = measure_training(peaks, asked.families, rounds=rounds, tiny=tiny)
-            case "decode":
-                sheet = measure_decoding(peaks, rounds=rounds, tiny=tiny)
-            case "compile":
-                sheet = measure_compiling(rounds=rounds, tiny=tiny)
-            case "experts":
-                sheet = measure_experts(rounds=rounds, tiny=tiny)
-        sheets.append(sheet)
-        console.print(_shown(sheet))
+    with Contenders() as contenders:
+        sheets = []
+        for sheet in measure(contenders, asked.only, asked.families, rounds=rounds, tiny=tiny):
+            sheets.append(sheet)
+            console.print(_shown(sheet))
     if asked.json:
         asked.json.write_text(json.dumps([each._asdict() for each in sheets], indent=1))
     if asked.markdown:
@@ -189,13 +225,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _training_row(
-    own: Timed, rival: Timed, tokens: int, flops: int, peak: float
+    own: Measured, rival: Measured, tokens: int, flops: int, peak: float
 ) -> tuple[str, str, str]:
     rate = f"{tokens / own.median:,.0f}"
     return rate, f"{own.times_faster(rival):.2f}", f"{flops / own.median / peak:.0%}"
 
 
-def _decoding_row(own: Timed, rival: Timed, tokens: int, roof: float) -> tuple[str, str, str]:
+def _decoding_row(own: Measured, rival: Measured, tokens: int, roof: float) -> tuple[str, str, str]:
     rate = tokens / own.median
     return f"{rate:.1f}", f"{own.times_faster(rival):.2f}", f"{rate / roof:.0%}"
 

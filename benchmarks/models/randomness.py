@@ -115,13 +115,16 @@ def flax_step(*, dropped: bool, native: bool) -> Step:
             part.dropout = own if native else random.dropout  # type: ignore[attr-defined]
 
         def objective(arrays: dict[str, Array]) -> Array:
-            return merge(graph, arrays)(windows[:, :-1], windows[:, 1:], draw=draw).objective
+            tally = merge(graph, arrays)(windows[:, :-1], windows[:, 1:], draw=draw)
+            total: Array = tally.objective
+            return total
 
-        return jax.grad(objective)(arrays)
+        found: dict[str, Array] = jax.grad(objective)(arrays)
+        return found
 
     def step(number: int) -> None:
         draw = Draw.of(seed=0, step=number, samples=np.arange(BATCH) + number * BATCH)
-        jax.block_until_ready(gradients(arrays, draw))
+        jax.block_until_ready(gradients(arrays, draw))  # type: ignore[no-untyped-call]
 
     return step
 

@@ -8,76 +8,72 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import NamedTuple
 
 from benchmarks.models.contender import Task
 
 
-class Timed(NamedTuple):
-    """Seconds of each round of a task."""
+class Measured(NamedTuple):
+    """What a task measured in each round: seconds, or bytes."""
 
     task: Task
-    seconds: tuple[float, ...]
+    values: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Of the rounds, in seconds."""
-        return statistics.median(self.seconds)
+        """Of the rounds."""
+        return statistics.median(self.values)
 
-    def times_faster(self, than: Timed) -> float:
+    def times_faster(self, than: Measured) -> float:
         """Median over the rounds of how much longer the other one took in the same round."""
-        pairs = zip(than.seconds, self.seconds, strict=True)
+        pairs = zip(than.values, self.values, strict=True)
         return statistics.median(other / own for other, own in pairs)
 
 
-class Contender:
-    """A process that does one task whenever it is asked to."""
+class Contenders:
+    """A process for each library, started when it is first asked for, with all cores."""
 
-    def __init__(self, task: Task) -> None:
-        own = task.who != "transformers"
-        python = sys.executable if own else os.environ.get("TRANSFORMERS_PYTHON", sys.executable)
-        self.task = task
-        self._process = subprocess.Popen(
-            [python, "-m", "benchmarks.models.contender", json.dumps(task)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(["", *sys.path])},
-        )
+    def __init__(self) -> None:
+        self._processes: dict[str, subprocess.Popen[str]] = {}
 
-    def __enter__(self) -> Contender:
-        """Wait until it is warm."""
-        self._answer()
+    def __enter__(self) -> Contenders:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the process."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.stdout.close()
-        if error[0] is not None:
-            self._process.terminate()
-        self._process.wait()
+        """End the processes."""
+        for process in self._processes.values():
+            assert process.stdin is not None and process.stdout is not None
+            process.stdin.close()
+            process.stdout.close()
+            if error[0] is not None:
+                process.terminate()
+            process.wait()
 
-    def seconds(self) -> float:
-        """Do the task once."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("once\n")
-        self._process.stdin.flush()
-        return float(self._answer())
+    def run(self, tasks: Sequence[Task], *, rounds: int) -> list[Measured]:
+        """Do every task once in each round."""
+        numbers = [int(self._ask(task.who, "take", task)) for task in tasks]
+        values = [
+            [self._ask(task.who, "do", number) for task, number in zip(tasks, numbers, strict=True)]
+            for _ in range(rounds)
+        ]
+        for who in {task.who for task in tasks}:
+            self._ask(who, "leave", None)
+        return [Measured(task, tuple(row[i] for row in values)) for i, task in enumerate(tasks)]
 
-    def _answer(self) -> float:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+    def _ask(self, who: str, order: str, about: Task | int | None) -> float:
+        if who not in self._processes:
+            self._processes[who] = subprocess.Popen(
+                [sys.executable, "-m", "benchmarks.models.contender"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(["", *sys.path])},
+            )
+        process = self._processes[who]
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(f"{json.dumps([order, about])}\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the contender {self.task} ended; its error stands above.")
-        return float(json.loads(line))
-
-
-def run(tasks: Sequence[Task], *, rounds: int) -> list[Timed]:
-    """Time every task once in each round."""
-    with ExitStack() as stack:
-        contenders = [stack.enter_context(Contender(task)) for task in tasks]
-        times = [[contender.seconds() for contender in contenders] for _ in range(rounds)]
-    return [Timed(task, tuple(row[i] for row in times)) for i, task in enumerate(tasks)]
+            raise RuntimeError(f"{who} ended at {order} {about}; its error stands above.")
+        return float(line)

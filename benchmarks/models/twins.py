@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -52,6 +53,23 @@ def compile_seconds(shape: Shape) -> float:
     return time.perf_counter() - begun
 
 
+def memory(backend: Backend, shape: Shape, precision: Precision) -> Callable[[], float]:
+    """Bytes that the first step of a process holds at most, beside weights and inputs.
+
+    A later step of PyTorch reuses what the first one has left.
+    """
+    if backend == "flax":
+        return lambda: _planned_bytes(shape, precision)
+    step = _torch(shape, precision)
+
+    def grown() -> float:
+        before = _reset_peak()
+        step()
+        return _resident("VmHWM") - before
+
+    return grown
+
+
 def _torch(shape: Shape, precision: Precision) -> Callable[[], None]:
     import torch
 
@@ -66,7 +84,7 @@ def _torch(shape: Shape, precision: Precision) -> Callable[[], None]:
     def step() -> None:
         model.zero_grad(set_to_none=True)
         tally = model(inputs, targets)
-        (tally.objective / tally.count).backward()
+        torch.autograd.backward(tally.objective / tally.count)
 
     return step
 
@@ -78,7 +96,7 @@ def _flax(shape: Shape, precision: Precision) -> Callable[[], None]:
     placed = [jax.device_put(each) for each in batch]
 
     def step() -> None:
-        jax.block_until_ready(program(arrays, *placed))
+        jax.block_until_ready(program(arrays, *placed))  # type: ignore[no-untyped-call]
 
     return step
 
@@ -101,3 +119,24 @@ def _program(shape: Shape, precision: Precision) -> tuple[Any, tuple[Any, ...]]:
     batch = example(shape)
     inputs = batch.inputs.astype(np.int32) if batch.inputs.dtype.kind == "i" else batch.inputs
     return jax.jit(jax.value_and_grad(mean)), (arrays, inputs, batch.targets.astype(np.int32))
+
+
+def _planned_bytes(shape: Shape, precision: Precision) -> float:
+    """What XLA sets aside for a step's values."""
+    program, arguments = _program(shape, precision)
+    planned = program.lower(*arguments).compile().memory_analysis()
+    return float(planned.temp_size_in_bytes)
+
+
+def _reset_peak() -> float:
+    """Forget the most bytes that were resident; what is now (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _resident("VmRSS")
+
+
+def _resident(key: str) -> float:
+    """Bytes of a row of the process's own status (Linux)."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(f"{key}:"):
+            return float(line.split()[1]) * 1024
+    raise LookupError(f"/proc/self/status has no row {key}.")

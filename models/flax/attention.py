@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from models.dropout import drop_of
@@ -104,12 +104,11 @@ class Attention(nnx.Module):
             filled: a number of slots that no new position lies behind; None: all.
         """
         query, key, value = self._heads(x, layout)
-        rows = jnp.arange(len(x))[:, None]
         cache = Cache(
-            cache.key.at[rows, :, layout.place].set(key.swapaxes(1, 2)),
-            cache.value.at[rows, :, layout.place].set(value.swapaxes(1, 2)),
+            _written(cache.key, key, layout.place), _written(cache.value, value, layout.place)
         )
-        held = _slots(cache.key[:, :, :filled])
+        key, value = (lax.bitcast_convert_type(part[:, :, :filled], self.compute) for part in cache)
+        held = _slots(key)
         visible = seen(self.attention, layout, held)
         if self.inputs.kind == "tokens" and self.inputs.separator is not None:
             begun = (layout.place - layout.index)[:, :, None]
@@ -117,8 +116,8 @@ class Attention(nnx.Module):
         kernel = masked if self.fused else partial(written_out, soft_cap=self.attention.soft_cap)
         mixed = kernel(
             query,
-            cache.key[:, :, :filled],
-            cache.value[:, :, :filled],
+            key,
+            value,
             visible=visible,
             scale=self.scale,
             bias=self._bias(layout, held),
@@ -129,7 +128,9 @@ class Attention(nnx.Module):
     def empty_cache(self, batch: int, *, length: int) -> Cache:
         """A cache of `length` slots for each row."""
         shape = (batch, self.attention.key_value_heads, length, self.head_width)
-        return Cache(jnp.zeros(shape, self.compute), jnp.zeros(shape, self.compute))
+        # Bits of bfloat16: XLA's CPU (JAX 0.10) would widen a whole cache of it to write into it.
+        dtype = jnp.uint16 if self.compute == "bfloat16" else self.compute
+        return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
     def _heads(self, x: Array, layout: Layout) -> Heads:
         query = self._split(self.query(x), self.query_norm)
@@ -176,6 +177,12 @@ def rotate(x: Array, cosine: Array, sine: Array) -> Array:
     wide, other = first.astype(cosine.dtype), second.astype(cosine.dtype)
     turned = (wide * cosine - other * sine, other * cosine + wide * sine)
     return jnp.concatenate([*(part.astype(x.dtype) for part in turned), rest], axis=-1)
+
+
+def _written(held: Array, new: Array, place: Array) -> Array:
+    """Held values, (B, G, S, H), with new ones, (B, G, T, H), at their places, (B, T)."""
+    rows = jnp.arange(len(held))[:, None]
+    return held.at[rows, :, place].set(lax.bitcast_convert_type(new.swapaxes(1, 2), held.dtype))
 
 
 def _slots(held: Array) -> Layout:

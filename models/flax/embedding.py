@@ -64,6 +64,7 @@ class Embedding(nnx.Module):
         draw: Draw | None,
         *,
         lengths: Array | None = None,
+        shift: Array | None = None,
     ) -> Array:
         """Map a batch to (B, T, D).
 
@@ -71,8 +72,13 @@ class Embedding(nnx.Module):
             inputs: (B, T) integer tokens; (B, height, width, channels) pixels; or
                 (B, frames, features).
             lengths: frames of each row that count, (B,); a convolution reads zeros behind them.
+            shift: added to pixels or frames, in their shape; of tokens, (B, T, D), to what is read
+                of them, before positions, norm and dropout.
         """
-        x = self._read(inputs, lengths)
+        tokens = self.spec.inputs.kind == "tokens"
+        x = self._read(inputs if shift is None or tokens else inputs + shift, lengths)
+        if shift is not None and tokens:
+            x = x + shift.astype(self.reduce)
         for rows in (self.registers, self.class_token):
             if rows is not None:
                 weight = rows.weight[...].astype(self.reduce)

@@ -39,12 +39,11 @@ class Output(nnx.Module):
 
     def __call__(self, x: Array, tied: Array | None) -> Array:
         """Map (..., D) to (..., V) or (..., classes)."""
-        if tied is None:
-            assert self.weight is not None
-            tied = self.weight[...]
+        weight = tied if self.weight is None else self.weight[...]
+        assert weight is not None
         if self.factor != 1.0:
             x = (x.astype(self.reduce) * self.factor).astype(x.dtype)
-        y = project(x, tied, self.reduce)
+        y = project(x, weight, self.reduce)
         return y if self.bias is None else y + self.bias[...].astype(self.reduce) * self.scale
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +103,6 @@ def fused(
     """
     heads = query.shape[1]
 
-    @jax.checkpoint
     def block(query: Array, key: Array, value: Array, asking: Layout, asked: Layout) -> Array:
         return masked(
             query,
@@ -133,18 +133,67 @@ def masked(
     reduce: DTypeLike,
 ) -> Array:
     """`written_out` without cap and dropout, as XLA is fastest: sums divide what is mixed."""
-    batch, heads, length, width = query.shape
-    groups, keys = key.shape[1:3]
+    batch, groups, width = len(query), key.shape[1], query.shape[-1]
     rows = (query.astype(reduce) * scale).astype(query.dtype).reshape(batch, groups, -1, width)
-    scores = jnp.einsum("BGTH,BGSH->BGTS", rows, key, preferred_element_type=reduce)
-    scores = scores.reshape(batch, heads, length, keys)
-    if bias is not None:
-        scores = scores + bias
-    scores = jnp.where(visible[:, None], scores, -jnp.inf)
-    highest = lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    powers = jnp.exp(scores - jnp.where(highest == -jnp.inf, 0.0, highest))
+    mixed = _mixed(rows, key, value, (visible[:, None], bias), str(reduce))
+    return mixed.reshape(query.shape)
+
+
+Shown = tuple[Array, Array | None]
+Held = tuple[Array, Array, Array, Shown, Array, Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _mixed(rows: Array, key: Array, value: Array, shown: Shown, reduce: str) -> Array:
+    """``softmax(rows K^T + bias) V`` with one gradient for all of it.
+
+    Its products are of the type of the rows; JAX by itself would widen them in the backward pass.
+
+    Args:
+        rows: queries times the scale, (B, G, N / G * T, H).
+        shown: keys that count, (1 or B, 1, T, S), and the bias, (1 or B, N, T, S).
+    """
+    return _forward(rows, key, value, shown, reduce)[0]
+
+
+def _forward(
+    rows: Array, key: Array, value: Array, shown: Shown, reduce: str
+) -> tuple[Array, Held]:
+    scores = _scores(rows, key, shown, reduce)
+    highest = scores.max(axis=-1, keepdims=True)
+    highest = jnp.where(highest == -jnp.inf, 0.0, highest)
+    powers = jnp.exp(scores - highest)
     total = powers.sum(axis=-1, keepdims=True)
-    shares = powers.astype(value.dtype).reshape(batch, groups, -1, keys)
+    total = jnp.where(total == 0, 1.0, total)
+    shares = powers.astype(value.dtype)
     mixed = jnp.einsum("BGTS,BGSH->BGTH", shares, value, preferred_element_type=reduce)
-    mixed = mixed.reshape(query.shape) / jnp.where(total == 0, 1.0, total)
-    return mixed.astype(value.dtype)
+    mixed = worth_keeping((mixed / total).astype(value.dtype))
+    normaliser = worth_keeping(highest + jnp.log(total))
+    return mixed, (rows, key, value, shown, mixed, normaliser)
+
+
+def _backward(reduce: str, held: Held, change: Array) -> tuple[Array, Array, Array, None]:
+    """Dao et al. 2022, arXiv:2205.14135, algorithm 4."""
+    rows, key, value, shown, mixed, normaliser = held
+    own = value.dtype
+    shares = jnp.exp(_scores(rows, key, shown, reduce) - normaliser)
+    to_shares = jnp.einsum("BGTH,BGSH->BGTS", change, value, preferred_element_type=reduce)
+    drift = (change.astype(reduce) * mixed.astype(reduce)).sum(axis=-1, keepdims=True)
+    to_scores = (shares * (to_shares - drift)).astype(own)
+    shares = shares.astype(own)
+    to_rows = jnp.einsum("BGTS,BGSH->BGTH", to_scores, key, preferred_element_type=reduce)
+    to_key = jnp.einsum("BGTS,BGTH->BGSH", to_scores, rows, preferred_element_type=reduce)
+    to_value = jnp.einsum("BGTS,BGTH->BGSH", shares, change, preferred_element_type=reduce)
+    return to_rows.astype(own), to_key.astype(own), to_value.astype(own), None
+
+
+_mixed.defvjp(_forward, _backward)
+
+
+def _scores(rows: Array, key: Array, shown: Shown, reduce: str) -> Array:
+    """Scores of (B, G, N / G * T, S); minus infinity where a key does not count."""
+    visible, bias = shown
+    scores = jnp.einsum("BGTH,BGSH->BGTS", rows, key, preferred_element_type=reduce)
+    split = scores.reshape(len(rows), -1, *visible.shape[2:])
+    split = split if bias is None else split + bias
+    return jnp.where(visible, split, -jnp.inf).reshape(scores.shape)

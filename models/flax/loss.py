@@ -20,7 +20,8 @@ class Tally(NamedTuple):
 
     Attributes:
         objective: what is minimised, summed over scored targets, ().
-        nats: ``-log p(target)``, summed over scored targets, ().
+        nats: ``-log p(target)``, summed over scored targets, (); of mixed samples both targets',
+            by their shares.
         count: number of scored targets, ().
         chosen: choices that fell on each expert, (E,), for each layer with experts.
         taken: choices that each expert took, (E,), for each layer with experts.
@@ -31,6 +32,18 @@ class Tally(NamedTuple):
     count: Array  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     chosen: tuple[Array, ...]
     taken: tuple[Array, ...]
+
+
+class Mix(NamedTuple):
+    """Second targets of a batch whose samples are two in one (CutMix, MixUp).
+
+    Attributes:
+        others: like the targets; what is `IGNORED` there costs nothing.
+        shares: of the first target in the cost, 0..1, (B,).
+    """
+
+    others: Array
+    shares: Array
 
 
 class Statistics(NamedTuple):
@@ -69,6 +82,7 @@ def tally(
     layout: Layout,
     ahead: Sequence[Array],
     routings: Sequence[Routing],
+    mix: Mix | None = None,
 ) -> Tally:
     """What training minimises, as sums over a batch.
 
@@ -85,24 +99,46 @@ def tally(
         layout: a target inside its row's prompt is seen, so it is not scored.
         ahead: logits of multi-token prediction, each (B, T, V).
         routings: of the layers with experts, in order.
+        mix: second targets: the cost and the nats of a target are ``share * its own
+            + (1 - share) * the other's``. Where the first is not scored, neither is.
     """
-    targets = _scored(targets, layout)
-    found = statistics(logits, targets, mean=spec.head.label_smoothing > 0)
-    objective = _costs(spec, found).sum()
+    targets = scored(targets, layout)
+    if mix is not None:
+        mix = mix._replace(others=jnp.where(targets != IGNORED, mix.others, IGNORED))
+    costs, nats = _judged(spec, logits, targets, mix)
+    objective = costs.sum()
     for places, later in enumerate(ahead, start=1):
         assert spec.head.kind == "language" and spec.head.ahead is not None
         shifted = _shifted(targets, layout, places=places)
-        costs = _costs(spec, statistics(later, shifted, mean=spec.head.label_smoothing > 0))
+        others = None
+        if mix is not None:
+            others = mix._replace(others=_shifted(mix.others, layout, places=places))
+        costs, _ = _judged(spec, later, shifted, others)
         objective = objective + spec.head.ahead.weight * costs.sum()
     counts = (targets != IGNORED).reshape(len(targets), -1).sum(axis=1)
     for routing in routings:
         objective = objective + (routing.loss * counts).sum()
     return Tally(
         objective=objective,
-        nats=jax.lax.stop_gradient(found.normaliser - found.target).sum(),
+        nats=jax.lax.stop_gradient(nats).sum(),
         count=counts.sum(),
         chosen=tuple(routing.chosen for routing in routings),
         taken=tuple(routing.taken for routing in routings),
+    )
+
+
+def _judged(spec: ModelSpec, logits: Array, targets: Array, mix: Mix | None) -> tuple[Array, Array]:
+    """The cost and the nats of each target, both in the shape of the targets."""
+    smoothed = spec.head.label_smoothing > 0
+    found = statistics(logits, targets, mean=smoothed)
+    costs, nats = _costs(spec, found), found.normaliser - found.target
+    if mix is None:
+        return costs, nats
+    other = statistics(logits, mix.others, mean=smoothed)
+    share = mix.shares.reshape(-1, *[1] * (targets.ndim - 1)).astype(costs.dtype)
+    return (
+        share * costs + (1.0 - share) * _costs(spec, other),
+        share * nats + (1.0 - share) * (other.normaliser - other.target),
     )
 
 
@@ -157,7 +193,7 @@ def _costs(spec: ModelSpec, found: Statistics) -> Array:
     return costs
 
 
-def _scored(targets: Array, layout: Layout) -> Array:
+def scored(targets: Array, layout: Layout) -> Array:
     """Targets without those that a prompt shows: target t is token t + 1."""
     if layout.prompt is None:
         return targets

@@ -16,10 +16,11 @@ from models.flax.embedding import Embedding
 from models.flax.experts import Routing
 from models.flax.head import Head
 from models.flax.layout import Cursor, Layout, layout_after, layout_of
-from models.flax.linear import KEPT
-from models.flax.loss import Tally, tally
+from models.flax.linear import KEPT, PRODUCT
+from models.flax.loss import Mix, Tally, scored, tally
 from models.flax.norm import norm
 from models.flax.random import Draw, Layer
+from models.inputs import IGNORED
 from models.spec import POLICIES, ModelSpec, Precision
 from models.stretches import stretches
 from models.weights import weight_table
@@ -37,6 +38,20 @@ class Hidden(NamedTuple):
     trunk: Array
     layout: Layout
     routings: tuple[Routing, ...]
+
+
+class Judged(NamedTuple):
+    """What a model says of a batch, and what that costs.
+
+    Attributes:
+        tally: what training minimises, as sums.
+        logits: (B, T, V) or (B, classes).
+        scored: which targets count, in their shape.
+    """
+
+    tally: Tally
+    logits: Array
+    scored: Array
 
 
 class Decoded(NamedTuple):
@@ -71,7 +86,16 @@ class Model(nnx.Module):
         self.norm = norm(spec.norm, table, "norm", policy) if final else None
         self.head = Head(spec, table, "head", policy)
 
-    def __call__(self, inputs: Array, targets: Array, *, draw: Draw | None = None) -> Tally:
+    def __call__(
+        self,
+        inputs: Array,
+        targets: Array,
+        *,
+        draw: Draw | None = None,
+        lengths: Array | None = None,
+        mix: Mix | None = None,
+        shift: Array | None = None,
+    ) -> Tally:
         """What training minimises, as sums over the batch.
 
         Args:
@@ -79,33 +103,66 @@ class Model(nnx.Module):
                 (B, frames, features).
             targets: (B, T) next tokens or (B,) classes; `IGNORED` ones are not scored.
             draw: keys what training drops; None switches that off.
+            lengths: tokens or frames of each row that count, (B,); None: all. Targets behind them
+                are to be `IGNORED`.
+            mix: second targets; None: each sample is one.
+            shift: a disturbance that is added to pixels or frames, in their shape, or to the
+                embeddings of tokens, (B, T, D); None: nothing.
         """
-        trunk, layout, routings = self.hidden(inputs, draw=draw)
+        judged = self.judged(inputs, targets, draw=draw, lengths=lengths, mix=mix, shift=shift)
+        return judged.tally
+
+    def judged(
+        self,
+        inputs: Array,
+        targets: Array,
+        *,
+        draw: Draw | None = None,
+        lengths: Array | None = None,
+        mix: Mix | None = None,
+        shift: Array | None = None,
+    ) -> Judged:
+        """The same with the logits that it is made of."""
+        trunk, layout, routings = self.hidden(inputs, draw=draw, lengths=lengths, shift=shift)
         ahead = []
         for index, block in enumerate(self.ahead):
             x, routing = self._pass(block, trunk, layout, draw, layer=self.spec.layers + index)
             ahead.append(self.answer(x, layout, draw=draw))
             routings += () if routing is None else (routing,)
         logits = self.answer(trunk, layout, draw=draw)
-        return tally(self.spec, logits, targets, layout=layout, ahead=ahead, routings=routings)
+        sums = tally(
+            self.spec, logits, targets, layout=layout, ahead=ahead, routings=routings, mix=mix
+        )
+        return Judged(sums, logits, scored(targets, layout) != IGNORED)
 
     def logits(
-        self, inputs: Array, *, draw: Draw | None = None, lengths: Array | None = None
+        self,
+        inputs: Array,
+        *,
+        draw: Draw | None = None,
+        lengths: Array | None = None,
+        shift: Array | None = None,
     ) -> Array:
         """Logits of every position, (B, T, V), or of every sample, (B, classes).
 
         Args:
             lengths: tokens or frames of each row that count, (B,); None: all.
+            shift: a disturbance, as for the targets' cost; None: nothing.
         """
-        trunk, layout, _ = self.hidden(inputs, draw=draw, lengths=lengths)
+        trunk, layout, _ = self.hidden(inputs, draw=draw, lengths=lengths, shift=shift)
         return self.answer(trunk, layout, draw=draw)
 
     def hidden(
-        self, inputs: Array, *, draw: Draw | None = None, lengths: Array | None = None
+        self,
+        inputs: Array,
+        *,
+        draw: Draw | None = None,
+        lengths: Array | None = None,
+        shift: Array | None = None,
     ) -> Hidden:
         """The residual stream after the last layer."""
         layout = layout_of(self.spec, inputs, lengths=lengths)
-        x = self.embedding(inputs, layout, draw, lengths=lengths)
+        x = self.embedding(inputs, layout, draw, lengths=lengths, shift=shift)
         x, routings = self._layers(x, layout, draw)
         return Hidden(x, layout, routings)
 
@@ -213,8 +270,8 @@ class Model(nnx.Module):
 
         policies = jax.checkpoint_policies
         keep = {
-            "none": policies.save_only_these_names(KEPT),
-            "matmuls": policies.dots_with_no_batch_dims_saveable,
+            "none": policies.save_only_these_names(KEPT, PRODUCT),
+            "matmuls": policies.save_only_these_names(PRODUCT),
             "blocks": None,
         }
         # Where nothing dear is computed again, the compiler may find that it has a value already.

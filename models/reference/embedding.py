@@ -27,6 +27,7 @@ def embedding(
     draw: Draw | None,
     *,
     lengths: Array | None = None,
+    shift: Array | None = None,
 ) -> Array:
     """The first residual stream, (B, T, D).
 
@@ -34,8 +35,13 @@ def embedding(
         inputs: (B, T) integer tokens; (B, height, width, channels) pixels; or
             (B, frames, features).
         lengths: frames of each row that count, (B,); a convolution reads zeros behind them.
+        shift: added to pixels or frames, in their shape; of tokens, (B, T, D), to what is read of
+            them, before positions, norm and dropout.
     """
-    x = _read(spec, weights, name, inputs, lengths)
+    tokens = spec.inputs.kind == "tokens"
+    x = _read(spec, weights, name, inputs if shift is None or tokens else inputs + shift, lengths)
+    if shift is not None and tokens:
+        x = x + shift
     for extra in ("registers", "class_token"):
         if f"{name}.{extra}.weight" in weights:
             rows = weights[f"{name}.{extra}.weight"]
@@ -83,7 +89,8 @@ def _windows(spec: ModelSpec, frames: Array, lengths: Array | None) -> Array:
     assert spec.inputs.kind == "frames" and spec.inputs.stem.kind == "convolution"
     batch, count, features = frames.shape
     kernel, stride = spec.inputs.stem.kernel, spec.inputs.stem.stride
-    windows = np.zeros((batch, spec.inputs.steps(count), kernel, features))
+    shape = (batch, spec.inputs.steps(count), kernel, features)
+    windows = np.zeros(shape, np.result_type(frames, float))
     before = kernel - stride if spec.causal else (kernel - 1) // 2
     for row, step, place in np.ndindex(*windows.shape[:3]):
         frame = step * stride - before + place

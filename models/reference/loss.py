@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,8 @@ class Tally(NamedTuple):
 
     Attributes:
         objective: what is minimised, summed over scored targets, ().
-        nats: ``-log p(target)``, summed over scored targets, ().
+        nats: ``-log p(target)``, summed over scored targets, (); of mixed samples both targets',
+            by their shares.
         count: number of scored targets, ().
         chosen: choices that fell on each expert, (E,), for each layer with experts.
         taken: choices that each expert took, (E,), for each layer with experts.
@@ -30,6 +32,18 @@ class Tally(NamedTuple):
     count: Array  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     chosen: tuple[Array, ...]
     taken: tuple[Array, ...]
+
+
+class Mix(NamedTuple):
+    """Second targets of a batch whose samples are two in one (CutMix, MixUp).
+
+    Attributes:
+        others: like the targets; what is `IGNORED` there costs nothing.
+        shares: of the first target in the cost, 0..1, (B,).
+    """
+
+    others: Array
+    shares: Array
 
 
 def losses(logits: Array, targets: Array) -> Array:
@@ -56,6 +70,7 @@ def tally(
     layout: Layout,
     ahead: Sequence[Array],
     routings: Sequence[Routing],
+    mix: Mix | None = None,
 ) -> Tally:
     """What training minimises, as sums over a batch.
 
@@ -72,26 +87,43 @@ def tally(
         layout: a target inside its row's prompt is seen, so it is not scored.
         ahead: logits of multi-token prediction, each (B, T, V).
         routings: of the layers with experts, in order.
+        mix: second targets: the cost and the nats of a target are ``share * its own
+            + (1 - share) * the other's``. Where the first is not scored, neither is.
     """
-    targets = _scored(targets, layout)
-    objective = _costs(spec, logits, targets).sum()
+    targets = scored(targets, layout)
+    if mix is not None:
+        mix = mix._replace(others=np.where(targets != IGNORED, mix.others, IGNORED))
+    objective = _mixed(partial(_costs, spec, logits), targets, mix).sum()
     for places, later in enumerate(ahead, start=1):
         assert spec.head.kind == "language" and spec.head.ahead is not None
-        costs = _costs(spec, later, _shifted(targets, layout, places=places))
+        others = None
+        if mix is not None:
+            others = mix._replace(others=_shifted(mix.others, layout, places=places))
+        shifted = _shifted(targets, layout, places=places)
+        costs = _mixed(partial(_costs, spec, later), shifted, others)
         objective = objective + spec.head.ahead.weight * costs.sum()
     counts = (targets != IGNORED).reshape(len(targets), -1).sum(axis=1)
     for routing in routings:
         objective = objective + (routing.loss * counts).sum()
     return Tally(
         objective=objective,
-        nats=losses(logits, targets).sum(),
+        nats=_mixed(partial(losses, logits), targets, mix).sum(),
         count=counts.sum(),
         chosen=tuple(routing.chosen for routing in routings),
         taken=tuple(routing.taken for routing in routings),
     )
 
 
-def _scored(targets: Array, layout: Layout) -> Array:
+def _mixed(each: Callable[[Array], Array], targets: Array, mix: Mix | None) -> Array:
+    """What `each` gives for the targets, and for the second ones by what is left of the share."""
+    first = each(targets)
+    if mix is None:
+        return first
+    rows = zip(mix.shares, first, each(mix.others), strict=True)
+    return np.stack([share * one + (1.0 - share) * other for share, one, other in rows])
+
+
+def scored(targets: Array, layout: Layout) -> Array:
     """Targets without those that a prompt shows: target t is token t + 1."""
     if layout.prompt is None:
         return targets

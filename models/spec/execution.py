@@ -8,8 +8,8 @@ from pydantic import Field
 
 from models.spec.base import Spec
 
-Precision = Literal["float64", "float32", "mixed_bfloat16", "bfloat16"]
-Dtype = Literal["float64", "float32", "bfloat16"]
+Precision = Literal["float64", "float32", "mixed_bfloat16", "mixed_float16", "bfloat16"]
+Dtype = Literal["float64", "float32", "bfloat16", "float16"]
 
 
 class Policy(NamedTuple):
@@ -30,6 +30,7 @@ POLICIES: dict[Precision, Policy] = {
     "float64": Policy("float64", "float64", "float64"),
     "float32": Policy("float32", "float32", "float32"),
     "mixed_bfloat16": Policy("float32", "bfloat16", "float32"),
+    "mixed_float16": Policy("float32", "float16", "float32"),
     "bfloat16": Policy("bfloat16", "bfloat16", "float32"),
 }
 

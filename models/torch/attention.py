@@ -106,7 +106,8 @@ class Attention(nn.Module):
         rows = torch.arange(len(x), device=x.device)[:, None]
         cache.key.transpose(1, 2)[rows, layout.place] = key.transpose(1, 2)
         cache.value.transpose(1, 2)[rows, layout.place] = value.transpose(1, 2)
-        held = _slots(cache.key[:, :, :filled])
+        key, value = (part[:, :, :filled] for part in cache)
+        held = _slots(key)
         visible = seen(self.attention, layout, held)
         if self.inputs.kind == "tokens" and self.inputs.separator is not None:
             begun = (layout.place - layout.index)[:, :, None]
@@ -114,8 +115,8 @@ class Attention(nn.Module):
         kernel = masked if self.fused else partial(written_out, soft_cap=self.attention.soft_cap)
         mixed = kernel(
             query,
-            cache.key[:, :, :filled],
-            cache.value[:, :, :filled],
+            key,
+            value,
             visible=visible,
             scale=self.scale,
             bias=self._bias(layout, held),

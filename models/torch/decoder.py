@@ -13,12 +13,13 @@ from models.decoding import check_decodable, pieces, slots
 from models.inputs import check_indices, last_positions
 from models.spec import ModelSpec, Precision, TokenInputs
 from models.torch.layout import Cursor
+from models.torch.linear import DTYPES, Linear, packed
 from models.torch.model import Model
 from models.torch.weights import load_weights
 
 
 class Decoder:
-    """Opens sessions; the weights are held once."""
+    """Opens sessions; the weights are held once, a tied matrix for each of its uses."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Decoder:
         self.spec = spec
         self.model = Model(spec, precision=precision)
         load_weights(self.model, weights)
+        pack(self.model)
 
     def open(
         self, tokens: NDArray[np.int64], *, lengths: NDArray[np.int64] | None = None
@@ -50,6 +52,20 @@ class Decoder:
             ValueError: tokens or lengths do not fit the spec.
         """
         return Session(self, tokens, last_positions(tokens, lengths) + 1)
+
+
+def pack(model: Model) -> None:
+    """Pack a model's matrices, in the type that they are multiplied in; it no longer trains."""
+    output, compute = model.head.output, DTYPES[model.policy.compute]
+    matrix = model.tied if output.weight is None else output.weight
+    assert matrix is not None
+    for module in model.modules():
+        if isinstance(module, Linear):
+            weight = module.weight.to(compute)
+            del module.weight
+            module.weight = packed(weight)
+    del output.weight
+    output.weight = packed(matrix.to(compute))  # type: ignore[assignment]
 
 
 class Session:

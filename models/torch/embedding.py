@@ -70,6 +70,7 @@ class Embedding(nn.Module):
         draw: Draw | None,
         *,
         lengths: Tensor | None = None,
+        shift: Tensor | None = None,
     ) -> Tensor:
         """Map a batch to (B, T, D).
 
@@ -77,8 +78,13 @@ class Embedding(nn.Module):
             inputs: (B, T) integer tokens; (B, height, width, channels) pixels; or
                 (B, frames, features).
             lengths: frames of each row that count, (B,); a convolution reads zeros behind them.
+            shift: added to pixels or frames, in their shape; of tokens, (B, T, D), to what is read
+                of them, before positions, norm and dropout.
         """
-        x = self._read(inputs, lengths)
+        tokens = self.spec.inputs.kind == "tokens"
+        x = self._read(inputs if shift is None or tokens else inputs + shift, lengths)
+        if shift is not None and tokens:
+            x = x + shift.to(self.reduce)
         for rows in (self.registers, self.class_token):
             if rows is not None:
                 weight = rows.weight.to(self.reduce)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from models.dropout import drop_of
 from models.random import Site
 from models.spec import ModelSpec, Policy
 from models.torch.activation import activation
 from models.torch.layout import Layout
-from models.torch.linear import DTYPES, Linear
+from models.torch.linear import DTYPES, Linear, linear
 from models.torch.norm import norm
 from models.torch.random import Draw, dropout
 from models.weights import Table
@@ -40,7 +39,7 @@ class Output(nn.Module):
 
     def forward(self, x: Tensor, tied: Tensor | None) -> Tensor:
         """Map (..., D) to (..., V) or (..., classes)."""
-        weight = self.weight if tied is None else tied
+        weight = tied if self.weight is None else self.weight
         assert weight is not None
         if self.factor != 1.0:
             x = (x.to(self.reduce) * self.factor).to(x.dtype)
@@ -112,4 +111,4 @@ def project(x: Tensor, weight: Tensor, *, reduce: torch.dtype) -> Tensor:
 
     A product of bfloat16 is rounded to it on the way, which torch's products cannot avoid.
     """
-    return functional.linear(x, weight.to(x.dtype)).to(reduce)
+    return linear(x, weight).to(reduce)

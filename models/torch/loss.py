@@ -22,7 +22,8 @@ class Tally(NamedTuple):
 
     Attributes:
         objective: what is minimised, summed over scored targets, ().
-        nats: ``-log p(target)``, summed over scored targets, ().
+        nats: ``-log p(target)``, summed over scored targets, (); of mixed samples both targets',
+            by their shares.
         count: number of scored targets, ().
         chosen: choices that fell on each expert, (E,), for each layer with experts.
         taken: choices that each expert took, (E,), for each layer with experts.
@@ -33,6 +34,18 @@ class Tally(NamedTuple):
     count: Tensor  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     chosen: tuple[Tensor, ...]
     taken: tuple[Tensor, ...]
+
+
+class Mix(NamedTuple):
+    """Second targets of a batch whose samples are two in one (CutMix, MixUp).
+
+    Attributes:
+        others: like the targets; what is `IGNORED` there costs nothing.
+        shares: of the first target in the cost, 0..1, (B,).
+    """
+
+    others: Tensor
+    shares: Tensor
 
 
 class Statistics(NamedTuple):
@@ -71,6 +84,7 @@ def tally(
     layout: Layout,
     ahead: Sequence[Tensor],
     routings: Sequence[Routing],
+    mix: Mix | None = None,
 ) -> Tally:
     """What training minimises, as sums over a batch.
 
@@ -87,24 +101,48 @@ def tally(
         layout: a target inside its row's prompt is seen, so it is not scored.
         ahead: logits of multi-token prediction, each (B, T, V).
         routings: of the layers with experts, in order.
+        mix: second targets: the cost and the nats of a target are ``share * its own
+            + (1 - share) * the other's``. Where the first is not scored, neither is.
     """
-    targets = _scored(targets, layout)
-    found = statistics(logits, targets, mean=spec.head.label_smoothing > 0)
-    objective = _costs(spec, found).sum()
+    targets = scored(targets, layout)
+    if mix is not None:
+        mix = mix._replace(others=torch.where(targets != IGNORED, mix.others, IGNORED))
+    costs, nats = _judged(spec, logits, targets, mix)
+    objective = costs.sum()
     for places, later in enumerate(ahead, start=1):
         assert spec.head.kind == "language" and spec.head.ahead is not None
         shifted = _shifted(targets, layout, places=places)
-        costs = _costs(spec, statistics(later, shifted, mean=spec.head.label_smoothing > 0))
+        others = None
+        if mix is not None:
+            others = mix._replace(others=_shifted(mix.others, layout, places=places))
+        costs, _ = _judged(spec, later, shifted, others)
         objective = objective + spec.head.ahead.weight * costs.sum()
     counts = (targets != IGNORED).reshape(len(targets), -1).sum(dim=1)
     for routing in routings:
         objective = objective + (routing.loss * counts).sum()
     return Tally(
         objective=objective,
-        nats=(found.normaliser - found.target).detach().sum(),
+        nats=nats.detach().sum(),
         count=counts.sum(),
         chosen=tuple(routing.chosen for routing in routings),
         taken=tuple(routing.taken for routing in routings),
+    )
+
+
+def _judged(
+    spec: ModelSpec, logits: Tensor, targets: Tensor, mix: Mix | None
+) -> tuple[Tensor, Tensor]:
+    """The cost and the nats of each target, both in the shape of the targets."""
+    smoothed = spec.head.label_smoothing > 0
+    found = statistics(logits, targets, mean=smoothed)
+    costs, nats = _costs(spec, found), found.normaliser - found.target
+    if mix is None:
+        return costs, nats
+    other = statistics(logits, mix.others, mean=smoothed)
+    share = mix.shares.reshape(-1, *[1] * (targets.ndim - 1)).to(costs.dtype)
+    return (
+        share * costs + (1.0 - share) * _costs(spec, other),
+        share * nats + (1.0 - share) * (other.normaliser - other.target),
     )
 
 
@@ -179,7 +217,7 @@ def _costs(spec: ModelSpec, found: Statistics) -> Tensor:
     return costs
 
 
-def _scored(targets: Tensor, layout: Layout) -> Tensor:
+def scored(targets: Tensor, layout: Layout) -> Tensor:
     """Targets without those that a prompt shows: target t is token t + 1."""
     if layout.prompt is None:
         return targets

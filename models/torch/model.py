@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import checkpoint
 
+from models.inputs import IGNORED
 from models.spec import POLICIES, ModelSpec, Precision
 from models.torch.attention import Cache
 from models.torch.block import Block, Passed
@@ -17,7 +18,7 @@ from models.torch.embedding import Embedding
 from models.torch.experts import Routing
 from models.torch.head import Head
 from models.torch.layout import Cursor, Layout, layout_after, layout_of
-from models.torch.loss import Tally, tally
+from models.torch.loss import Mix, Tally, scored, tally
 from models.torch.norm import norm
 from models.torch.random import Draw
 from models.weights import weight_table
@@ -35,6 +36,20 @@ class Hidden(NamedTuple):
     trunk: Tensor
     layout: Layout
     routings: tuple[Routing, ...]
+
+
+class Judged(NamedTuple):
+    """What a model says of a batch, and what that costs.
+
+    Attributes:
+        tally: what training minimises, as sums.
+        logits: (B, T, V) or (B, classes).
+        scored: which targets count, in their shape.
+    """
+
+    tally: Tally
+    logits: Tensor
+    scored: Tensor
 
 
 class Decoded(NamedTuple):
@@ -72,7 +87,16 @@ class Model(nn.Module):
         for name, row in table.items():
             self.get_parameter(name).requires_grad_(row.trained)
 
-    def forward(self, inputs: Tensor, targets: Tensor, *, draw: Draw | None = None) -> Tally:
+    def forward(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        draw: Draw | None = None,
+        lengths: Tensor | None = None,
+        mix: Mix | None = None,
+        shift: Tensor | None = None,
+    ) -> Tally:
         """What training minimises, as sums over the batch.
 
         Args:
@@ -80,33 +104,66 @@ class Model(nn.Module):
                 (B, frames, features).
             targets: (B, T) next tokens or (B,) classes; `IGNORED` ones are not scored.
             draw: keys what training drops; None switches that off.
+            lengths: tokens or frames of each row that count, (B,); None: all. Targets behind them
+                are to be `IGNORED`.
+            mix: second targets; None: each sample is one.
+            shift: a disturbance that is added to pixels or frames, in their shape, or to the
+                embeddings of tokens, (B, T, D); None: nothing.
         """
-        trunk, layout, routings = self.hidden(inputs, draw=draw)
+        judged = self.judged(inputs, targets, draw=draw, lengths=lengths, mix=mix, shift=shift)
+        return judged.tally
+
+    def judged(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        draw: Draw | None = None,
+        lengths: Tensor | None = None,
+        mix: Mix | None = None,
+        shift: Tensor | None = None,
+    ) -> Judged:
+        """The same with the logits that it is made of."""
+        trunk, layout, routings = self.hidden(inputs, draw=draw, lengths=lengths, shift=shift)
         ahead = []
         for index, block in enumerate(self.ahead):
             x, routing = self._pass(block, trunk, layout, draw, layer=self.spec.layers + index)
             ahead.append(self.answer(x, layout, draw=draw))
             routings += () if routing is None else (routing,)
         logits = self.answer(trunk, layout, draw=draw)
-        return tally(self.spec, logits, targets, layout=layout, ahead=ahead, routings=routings)
+        sums = tally(
+            self.spec, logits, targets, layout=layout, ahead=ahead, routings=routings, mix=mix
+        )
+        return Judged(sums, logits, scored(targets, layout) != IGNORED)
 
     def logits(
-        self, inputs: Tensor, *, draw: Draw | None = None, lengths: Tensor | None = None
+        self,
+        inputs: Tensor,
+        *,
+        draw: Draw | None = None,
+        lengths: Tensor | None = None,
+        shift: Tensor | None = None,
     ) -> Tensor:
         """Logits of every position, (B, T, V), or of every sample, (B, classes).
 
         Args:
             lengths: tokens or frames of each row that count, (B,); None: all.
+            shift: a disturbance, as for the targets' cost; None: nothing.
         """
-        trunk, layout, _ = self.hidden(inputs, draw=draw, lengths=lengths)
+        trunk, layout, _ = self.hidden(inputs, draw=draw, lengths=lengths, shift=shift)
         return self.answer(trunk, layout, draw=draw)
 
     def hidden(
-        self, inputs: Tensor, *, draw: Draw | None = None, lengths: Tensor | None = None
+        self,
+        inputs: Tensor,
+        *,
+        draw: Draw | None = None,
+        lengths: Tensor | None = None,
+        shift: Tensor | None = None,
     ) -> Hidden:
         """The residual stream after the last layer."""
         layout = layout_of(self.spec, inputs, lengths=lengths)
-        x = self.embedding(inputs, layout, draw, lengths=lengths)
+        x = self.embedding(inputs, layout, draw, lengths=lengths, shift=shift)
         x, routings = self._layers(x, layout, draw)
         return Hidden(x, layout, routings)
 

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike
 
 from optim.reference import CLIP_EPSILON
 
@@ -17,16 +19,11 @@ class Clipped(NamedTuple):
     norm: jax.Array
 
 
-def global_norm(gradients: Any) -> jax.Array:
-    """The 2-norm of all gradients of a tree together, a scalar."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
-
-
-def clip_by_global_norm(gradients: Any, limit: float) -> Clipped:
+def clip_by_global_norm(gradients: Any, limit: ArrayLike) -> Clipped:
     """Scale a tree of gradients by `min(1, limit / (norm + 1e-6))`, as the reference does.
 
     `optax.clip_by_global_norm` leaves the 1e-6 out.
     """
-    norm = global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     scale = jnp.minimum(limit / (norm + CLIP_EPSILON), 1.0)
     return Clipped(jax.tree.map(lambda leaf: leaf * scale, gradients), norm)

@@ -12,7 +12,8 @@ from jax import Array
 
 from models.flax.random import Draw, stream_keys, words
 from models.random import Site
-from optim.reference.curvature import stream_of
+from optim.flax.normals import normals
+from optim.reference.normals import stream_of
 from optim.rules import SophiaG, SophiaH
 
 Tree = dict[str, Array]
@@ -82,7 +83,7 @@ def labels(logits: Array, *, draw: Draw) -> Array:
     keys = stream_keys(draw, layer=0, site=Site.CURVATURE_LABEL)
     drawn = words(keys, math.prod(positions)).reshape(-1, *positions).astype(logits.dtype)
     summed = jnp.cumsum(jnp.exp(logits - logits.max(-1, keepdims=True)), -1)
-    point = (drawn + 0.5) / 2**32 * summed[..., -1]
+    point = (drawn + 0.5) / 2.0**32 * summed[..., -1]
     return (summed[..., :-1] <= point[..., None]).sum(-1)
 
 
@@ -111,10 +112,4 @@ def _probe(rule: SophiaH, name: str, weight: Array, *, draw: Draw) -> Array:
     if rule.probe == "rademacher":
         sign = jnp.where(words(keys, weight.size)[0] >= 2**31, 1.0, -1.0)
         return sign.reshape(weight.shape).astype(weight.dtype)
-    half = (weight.size + 1) // 2
-    wide = jnp.promote_types(weight.dtype, jnp.float32)
-    first, second = words(keys, 2 * half)[0].reshape(2, half).astype(wide)
-    radius = jnp.sqrt(-2 * jnp.log((first + 0.5) / 2**32))
-    angle = 2 * math.pi * second / 2**32
-    both = jnp.concatenate([radius * jnp.cos(angle), radius * jnp.sin(angle)])
-    return both[: weight.size].reshape(weight.shape).astype(weight.dtype)
+    return normals(keys, weight)

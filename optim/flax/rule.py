@@ -97,7 +97,7 @@ def update(
         count = jnp.asarray(step).astype(dtype)
         now = Now(
             step=count,
-            rate=jnp.asarray(rate).astype(dtype) * (part.rate * rates[name]),
+            rate=jnp.asarray(rate).astype(dtype) * rates[name],
             decay=decay[name],
             seen=seen_shares(part.rule, count),
             stacked=part.stacked,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,14 +10,8 @@ from numpy.typing import NDArray
 
 from models import random
 from models.random import Site
+from optim.reference.normals import normals, stream_of
 from optim.reference.now import Array
-
-Words = NDArray[np.uint32]
-
-
-def stream_of(name: str) -> int:
-    """The number of a weight's stream, 0 .. 2**32 - 1."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
 
 
 def gauss_newton_bartlett(gradient: Array, *, count: int) -> Array:
@@ -58,18 +51,12 @@ def labels(logits: Array, *, seed: int, step: int, samples: NDArray[np.int64]) -
 def probe(
     name: str, shape: tuple[int, ...], *, law: Literal["normal", "rademacher"], seed: int, step: int
 ) -> Array:
-    """The random direction of one weight: signs, or normal numbers (Box & Muller 1958)."""
+    """The random direction of one weight: signs, or normal numbers."""
     stream = np.array([stream_of(name)])
     keys = random.stream_keys(
         seed=seed, step=step, samples=stream, layer=0, site=Site.CURVATURE_PROBE
     )
-    count = int(np.prod(shape))
     if law == "rademacher":
-        drawn = random.words(keys, count)[0]
+        drawn = random.words(keys, int(np.prod(shape)))[0]
         return np.where(drawn >= 2**31, 1.0, -1.0).reshape(shape)
-    half = (count + 1) // 2
-    first, second = random.words(keys, 2 * half)[0].reshape(2, half)
-    radius = np.sqrt(-2 * np.log((first + 0.5) / 2**32))
-    angle = 2 * np.pi * second / 2**32
-    both = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
-    return both[:count].reshape(shape)
+    return normals(keys, shape)

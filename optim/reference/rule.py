@@ -79,7 +79,7 @@ def update(
 
     Args:
         decay: weight decay of each weight.
-        rates: what multiplies the rate of each weight, on top of its part's.
+        rates: what multiplies the rate of each weight, a fallback's share included.
         step: from 0.
         rate: the schedule's.
         curvature: of each weight, where `optim.rules.curvature_due` says so.
@@ -90,7 +90,7 @@ def update(
         own: dict[str, Any] = {slot: held[name] for slot, held in slots.items() if name in held}
         now = Now(
             step=step,
-            rate=rate * part.rate * rates[name],
+            rate=rate * rates[name],
             decay=decay[name],
             stacked=part.stacked,
             curvature=None if curvature is None else curvature[name],

@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.random import Site
 from models.torch.random import Draw, stream_keys, words
-from optim.reference.curvature import stream_of
+from optim.reference.normals import stream_of
 from optim.rules import SophiaG, SophiaH
+from optim.torch.normals import normals, unsigned
 
 Tree = dict[str, Tensor]
 Weights = Mapping[str, Tensor]
@@ -83,7 +84,7 @@ def labels(logits: Tensor, *, draw: Draw) -> Tensor:
     """Draw a label from the softmax of each position's logits, (B, ..., V) -> (B, ...)."""
     positions = logits.shape[1:-1]
     keys = stream_keys(draw, layer=0, site=Site.CURVATURE_LABEL, device=logits.device)
-    drawn = _unsigned(words(keys, math.prod(positions))).reshape(-1, *positions).to(logits.dtype)
+    drawn = unsigned(words(keys, math.prod(positions))).reshape(-1, *positions).to(logits.dtype)
     summed = torch.cumsum(torch.exp(logits - logits.amax(-1, keepdim=True)), -1)
     point = (drawn + 0.5) / 2**32 * summed[..., -1]
     return (summed[..., :-1] <= point[..., None]).sum(-1)
@@ -108,21 +109,10 @@ def probes(rule: SophiaH, weights: Weights, *, draw: Draw) -> Tree:
 def _probe(rule: SophiaH, name: str, weight: Tensor, *, draw: Draw) -> Tensor:
     own = Draw(draw.seed, draw.step, np.array([stream_of(name)]))
     keys = stream_keys(own, layer=0, site=Site.CURVATURE_PROBE, device=weight.device)
-    size = weight.numel()
     if rule.probe == "rademacher":
-        sign = torch.where(words(keys, size)[0] < 0, 1.0, -1.0)
+        sign = torch.where(words(keys, weight.numel())[0] < 0, 1.0, -1.0)
         return sign.reshape(weight.shape).to(weight.dtype)
-    half = (size + 1) // 2
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    first, second = _unsigned(words(keys, 2 * half)[0]).reshape(2, half).to(wide)
-    radius = torch.sqrt(-2 * torch.log((first + 0.5) / 2**32))
-    angle = 2 * math.pi * second / 2**32
-    both = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)])
-    return both[:size].reshape(weight.shape).to(weight.dtype)
-
-
-def _unsigned(words: Tensor) -> Tensor:
-    return words.to(torch.int64) & 0xFFFFFFFF
+    return normals(keys, weight)
 
 
 def _gradients(value: Tensor, weights: Weights, *, again: bool = False) -> Tree:

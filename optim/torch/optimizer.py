@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.weights import Weight
+from optim.gradient import GradientSpec
 from optim.parts import parts_of
 from optim.rules import AnyRule, ScheduleFree
 from optim.slots import first_of, slot_shapes
@@ -24,6 +25,7 @@ from optim.torch import (
     soap,
     sophia,
 )
+from optim.torch.gradient import shaped
 from optim.torch.now import Now, Slots, Updated, seen_shares
 
 RULES: Mapping[str, Callable[..., Updated]] = {
@@ -57,103 +59,157 @@ def groups_of(
     Args:
         named: the model's parameters, by the table's names; others are left alone.
         decay: weight decay of each weight.
-        rates: what multiplies the rate of each weight, on top of its part's.
+        rates: what multiplies the rate of each weight, a fallback's share included.
     """
     groups: dict[Any, dict[str, Any]] = {}
     for name, part in parts_of(rule, table).items():
         if name in named:
-            share = part.rate * rates[name]
-            group: dict[str, Any] = {
+            new: dict[str, Any] = {
                 "params": [],
+                "rows": [],
                 "rule": part.rule,
-                "weight_decay": decay[name],
-                "share": share,
+                "decay": decay[name],
+                "share": rates[name],
                 "stacked": part.stacked,
             }
-            key = (part.rule.kind, decay[name], share, part.stacked)
-            groups.setdefault(key, group)["params"].append(named[name])
+            key = (part.rule.kind, decay[name], rates[name], part.stacked)
+            group = groups.setdefault(key, new)
+            group["params"].append(named[name])
+            group["rows"].append(table[name])
     return list(groups.values())
 
 
 class RuleOptimizer(torch.optim.Optimizer):
     """Updates parameters in place by the rule of their group.
 
-    There is no counter inside: the owner sets `step` (from 0) and `lr` of every group with
-    `set_step` before each step, so that neither a resume nor an engine's trial step shifts a bias
-    correction. An elementwise rule may be given flattened parameters.
+    There is no counter inside: the owner says with `set_step` before each step which one it is,
+    so that neither a resume nor an engine's trial step shifts a bias correction. An elementwise
+    rule may be given flattened parameters.
 
     Args:
         groups: parameter groups, each with `params` and, where they differ from the defaults,
-            `rule`, `weight_decay`, `share` (what multiplies the rate) and `stacked`;
-            `groups_of` makes them.
+            `rule`, `decay`, `share` (what multiplies the rate), `stacked` and `rows` (lines of
+            the weight table, one for each parameter); `groups_of` makes them.
         rule: of groups that bring none.
+        gradient: what is done to each weight's gradient first; its clipping by the global norm is
+            the owner's.
+        averages: keep a slot `average` of every parameter.
         compiled: fuse each rule into one pass over memory (`torch.compile`: Triton on CUDA, C++
             elsewhere, for which a compiler must be there). Else a rule runs operation by
             operation, on a CPU in pieces that fit into its cache.
     """
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], rule: AnyRule, *, compiled: bool = False
+        self,
+        groups: Iterable[dict[str, Any]],
+        rule: AnyRule,
+        *,
+        gradient: GradientSpec = GradientSpec(clip=None),
+        averages: bool = False,
+        compiled: bool = False,
     ) -> None:
         """Hold the groups; slots appear with `create_slots` or on the first step."""
         defaults = {
             "lr": 0.0,
             "weight_decay": 0.0,
+            "decay": 0.0,
             "share": 1.0,
             "step": 0,
             "rule": rule,
             "stacked": False,
+            "rows": (),
         }
         super().__init__(groups, defaults)
-        self._compiled = compiled
+        self._gradient, self._averages, self._compiled = gradient, averages, compiled
+        self._average_share = 0.0
         self._curvature: dict[Tensor, Tensor] = {}
+        self.held_back: Callable[[], bool] | None = None
+        """Asked before an update, where an engine calls `step`; true leaves all as it is."""
 
     def set_step(
-        self, step: int, *, rate: float, curvature: Mapping[Any, Tensor] | None = None
+        self,
+        step: int,
+        *,
+        rate: float,
+        decay_share: float = 1.0,
+        average_share: float = 0.0,
+        curvature: Mapping[Any, Tensor] | None = None,
     ) -> None:
-        """Say which step comes next, from 0, and its rate.
+        """Say which step comes next.
 
         Args:
+            step: from 0.
+            rate: the schedule's.
+            decay_share: multiplies every decay.
+            average_share: how far the averages move to the weights after the step.
             curvature: of each parameter, where `optim.rules.curvature_due` says so; it serves one
                 step.
         """
         self._curvature = dict(curvature or {})
+        self._average_share = average_share
         for group in self.param_groups:
             group["step"], group["lr"] = step, rate * group["share"]
+            group["weight_decay"] = group["decay"] * decay_share
 
-    def create_slots(self, parameters: Iterable[Tensor]) -> None:
-        """Give these parameters their first slots, where they have none."""
-        wanted = set(parameters)
-        for group in self.param_groups:
+    def create_slots(self) -> None:
+        """Give every parameter its first slots, where it has none."""
+        for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
-                if parameter in wanted:
-                    self._create(parameter, group)
+                self.create_slots_of(parameter, group=number)
+
+    def create_slots_of(self, parameter: Tensor, *, group: int) -> None:
+        """The same for one parameter, which an engine may put into its group only for a step."""
+        self._create(parameter, self.param_groups[group])
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient."""
+        if self.held_back is not None and self.held_back():
+            return
         for group in self.param_groups:
             parameters = [each for each in group["params"] if each.grad is not None]
             for parameter in parameters:
                 self._create(parameter, group)
-            rule = group["rule"]
-            if not self._compiled and adamw.is_fused(rule, parameters):
-                adamw.fused(
-                    rule,
-                    parameters,
-                    slots=[self.state[each] for each in parameters],
-                    step=group["step"],
-                    rate=group["lr"],
-                    decay=group["weight_decay"],
-                )
-                continue
-            numbers: dict[torch.dtype, Now] = {}
-            for parameter in parameters:
-                dtype = _arithmetic(parameter)
-                if dtype not in numbers:
-                    numbers[dtype] = _now(group, dtype)
-                self._update(rule, parameter, numbers[dtype])
+            if self._gradient.shapes:
+                self._shape(group)
+            self._update_all(group, parameters)
+            if self._averages:
+                for parameter in parameters:
+                    average = self.state[parameter]["average"]
+                    average.lerp_(parameter.to(average.dtype), self._average_share)
         self._curvature = {}
+
+    def _shape(self, group: dict[str, Any]) -> None:
+        """Do to each gradient what comes before the rule."""
+        # A flattened parameter has no line of its own, and nothing then asks for it.
+        lines = self._gradient.needs_whole is not None
+        rows = group["rows"] if lines else [None] * len(group["params"])
+        for parameter, row in zip(group["params"], rows, strict=True):
+            if parameter.grad is None:
+                continue
+            dtype = _arithmetic(parameter)
+            weight, gradient = parameter.detach().to(dtype), parameter.grad.to(dtype)
+            seen = shaped(self._gradient, weight, gradient, row=row, step=group["step"])
+            parameter.grad.copy_(seen)
+
+    def _update_all(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        rule = group["rule"]
+        if not self._compiled and adamw.is_fused(rule, parameters):
+            adamw.fused(
+                rule,
+                parameters,
+                slots=[self.state[each] for each in parameters],
+                step=group["step"],
+                rate=group["lr"],
+                decay=group["weight_decay"],
+            )
+            return
+        numbers: dict[torch.dtype, Now] = {}
+        for parameter in parameters:
+            dtype = _arithmetic(parameter)
+            if dtype not in numbers:
+                numbers[dtype] = _now(group, dtype)
+            self._update(rule, parameter, numbers[dtype])
 
     def _update(self, rule: AnyRule, parameter: Tensor, now: Now) -> None:
         curvature = self._curvature.get(parameter)
@@ -161,7 +217,8 @@ class RuleOptimizer(torch.optim.Optimizer):
         apply = _compiled(rule) if self._compiled and lines else _eager(rule)
         pieces = lines and rule.elementwise and not self._compiled and not parameter.is_cuda
         assert parameter.grad is not None
-        arrays = {"weight": parameter.data, "gradient": parameter.grad, **self.state[parameter]}
+        slots = {slot: held for slot, held in self.state[parameter].items() if slot != "average"}
+        arrays = {"weight": parameter.data, "gradient": parameter.grad, **slots}
         if curvature is not None:
             arrays["estimate"] = curvature
         scalars: Slots = {}
@@ -178,6 +235,8 @@ class RuleOptimizer(torch.optim.Optimizer):
             return
         dtype, device = _arithmetic(parameter), parameter.device
         shapes = slot_shapes(group["rule"], tuple(parameter.shape), stacked=group["stacked"])
+        if self._averages:
+            shapes["average"] = tuple(parameter.shape)
         for slot, shape in shapes.items():
             match first_of(slot):
                 case "zeros":

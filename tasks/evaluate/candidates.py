@@ -11,13 +11,21 @@ from models.record import digest_of_file
 from models.spec import ModelSpec
 from models.store import MANIFEST, TOKENIZER, ModelManifest, StoredModel, load_model
 from tasks.artifacts import DataManifest
-from tasks.evaluate.classifier import ClassifierScorer, LogisticScorer
+from tasks.evaluate.classifier import ArrayReader, ClassifierScorer, LogisticScorer, TextReader
 from tasks.evaluate.language import LanguageScorer, NgramScorer, open_language_tokenizer
 from tasks.evaluate.logistic import LogisticModel
 from tasks.evaluate.losses import Predictor, Scorer
 from tasks.evaluate.ngram import NgramModel
 
 Backend = Literal["flax", "torch"]
+DataKind = Literal["tokens", "text_classes", "images", "frames"]
+# For people.
+TITLES: dict[DataKind, str] = {
+    "tokens": "text",
+    "text_classes": "text with classes",
+    "images": "images",
+    "frames": "frames",
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Candidate:
         path: a model's folder, or a baseline's file.
         digest: of the ModelManifest, or SHA-256 of the baseline's file.
         backend: the framework that computes a model.
-        batch: windows or images of one forward pass.
+        batch: windows, or documents with classes, of one forward pass.
     """
 
     name: str
@@ -47,7 +55,7 @@ def model_candidate(
     """A trained model, held against the data before any work starts.
 
     Raises:
-        ValueError: the model is of another kind of data, image shape or set of classes.
+        ValueError: the model is of another kind of data, shape or set of classes.
     """
     manifest = ModelManifest.read(folder / MANIFEST)
     _check_fit(name, manifest, data)
@@ -69,11 +77,15 @@ def open_scorer(candidate: Candidate) -> Scorer:
     stored = load_model(candidate.path)
     inputs = stored.spec.inputs
     predictor = open_predictor(stored, candidate.backend)
+    classes = stored.manifest.classes or ()
     if inputs.kind != "tokens":
-        return ClassifierScorer(predictor, stored.manifest.classes or (), candidate.batch)
+        return ClassifierScorer(predictor, ArrayReader(), classes, candidate.batch)
     tokenizer, end = open_language_tokenizer(
         candidate.path / TOKENIZER, vocabulary=inputs.vocabulary
     )
+    if stored.spec.head.kind == "classes":
+        reader = TextReader(tokenizer, end, inputs.context)
+        return ClassifierScorer(predictor, reader, classes, candidate.batch)
     return LanguageScorer(predictor, tokenizer, end, inputs.context, candidate.batch)
 
 
@@ -103,19 +115,38 @@ def _check_unchanged(candidate: Candidate) -> None:
 def _check_fit(name: str, manifest: ModelManifest, data: DataManifest) -> None:
     spec: ModelSpec = manifest.model_spec
     remedy = f"Train the {name} on this data, or release it under another registry.model."
-    reads = {"patches": "images", "tokens": "text", "frames": "frames"}[spec.inputs.kind]
-    if reads != ("images" if data.kind == "images" else "text") or spec.inputs.kind == "frames":
+    reads = _reads(spec)
+    if reads != data.kind:
         raise ValueError(
-            f"the {name} is a model of {reads} and the data is "
-            f"{'images' if data.kind == 'images' else 'text'}. {remedy}"
+            f"the {name} is a model of {TITLES[reads]} and the data is {TITLES[data.kind]}. "
+            f"{remedy}"
         )
-    if spec.inputs.kind == "tokens":
-        if TOKENIZER not in {file.path for file in manifest.files}:
-            raise ValueError(f"the {name} has no {TOKENIZER}, so it cannot read text. {remedy}")
-        return
-    shape = (spec.inputs.height, spec.inputs.width, spec.inputs.channels)
-    if shape != data.shape:
-        raise ValueError(f"the {name} takes images of {shape}, the data has {data.shape}. {remedy}")
+    inputs = spec.inputs
+    if inputs.kind == "tokens" and TOKENIZER not in {file.path for file in manifest.files}:
+        raise ValueError(f"the {name} has no {TOKENIZER}, so it cannot read text. {remedy}")
+    if inputs.kind == "patches":
+        shape = (inputs.height, inputs.width, inputs.channels)
+        if shape != data.shape:
+            raise ValueError(
+                f"the {name} takes images of {shape}, the data has {data.shape}. {remedy}"
+            )
+    if inputs.kind == "frames":
+        longest, features = data.shape or (0, 0)
+        if inputs.features != features or inputs.context < longest:
+            raise ValueError(
+                f"the {name} takes up to {inputs.context} frames of {inputs.features} values, the "
+                f"data has {longest} of {features}. {remedy}"
+            )
     known, asked = sorted(manifest.classes or ()), sorted(data.classes or ())
     if known != asked:
         raise ValueError(f"the {name} knows the classes {known}, the data has {asked}. {remedy}")
+
+
+def _reads(spec: ModelSpec) -> DataKind:
+    """The kind of data that a model is for."""
+    match spec.inputs.kind:
+        case "patches":
+            return "images"
+        case "frames":
+            return "frames"
+    return "tokens" if spec.head.kind == "language" else "text_classes"

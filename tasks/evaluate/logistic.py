@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on raw pixels: the baseline for images."""
+"""Multinomial logistic regression: the baseline for classes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
+from tasks.evaluate.features import Features
+
 MAX_ITERATIONS = 2000
 
 
@@ -18,17 +20,16 @@ class LogisticModel:
     """Linear class scores.
 
     Attributes:
-        weight: (classes, pixels).
+        weight: (classes, features).
         bias: (classes,).
     """
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
 
-    def log_probabilities(self, images: NDArray[Any]) -> NDArray[np.float64]:
-        """Log-probability of each class, (B, classes), for images of any shape (B, ...)."""
-        pixels = np.asarray(images, np.float64).reshape(len(images), -1)
-        return log_softmax(pixels @ self.weight.T + self.bias)
+    def log_probabilities(self, features: Features) -> NDArray[np.float64]:
+        """Log-probability of each class, (B, classes), for (B, features)."""
+        return log_softmax(features @ self.weight.T + self.bias)
 
     def save(self, path: Path) -> None:
         """Write the arrays."""
@@ -42,30 +43,29 @@ class LogisticModel:
 
 
 def fit_logistic(
-    images: NDArray[Any], targets: NDArray[Any], *, classes: int, penalty: float
+    features: Features, targets: NDArray[Any], *, classes: int, penalty: float
 ) -> LogisticModel:
     """Minimise the summed cross-entropy plus `penalty / 2` times the squared weights.
 
     Args:
-        images: (B, ...), values in 0..1.
+        features: (B, features), dense or sparse.
         targets: (B,) classes, each of 0 .. classes - 1 at least once.
         classes: number of classes.
         penalty: strength of the squared penalty; biases are free.
 
     Raises:
-        ValueError: a class has no training image, or the optimum was not reached.
+        ValueError: a class has no training document, or the optimum was not reached.
     """
     from sklearn.linear_model import LogisticRegression
 
     missing = np.flatnonzero(np.bincount(targets, minlength=classes) == 0)
     if len(missing):
         raise ValueError(
-            f"the training split has no image of class {int(missing[0])}; "
-            "add images or drop the class."
+            f"the training split has no document of class {int(missing[0])}; "
+            "add some or drop the class."
         )
-    pixels = np.asarray(images, np.float64).reshape(len(images), -1)
     fitted = LogisticRegression(C=1 / penalty, max_iter=MAX_ITERATIONS, tol=1e-6)
-    fitted.fit(pixels, targets)
+    fitted.fit(features, targets)
     if int(fitted.n_iter_.max()) >= MAX_ITERATIONS:
         raise ValueError(
             f"the logistic baseline did not converge in {MAX_ITERATIONS} iterations; raise "

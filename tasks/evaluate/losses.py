@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.prepare.documents import ImageDocuments, TextDocuments
+from tasks.prepare.documents import ArrayDocuments, TextDocuments
 
-Documents = TextDocuments | ImageDocuments
+Documents = TextDocuments | ArrayDocuments
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Losses:
 
     Attributes:
         loss: nats, (N,).
-        correct: 1 where the most probable class is the right one, (N,); None for text.
+        correct: 1 where the most probable class is the right one, (N,); None without classes.
     """
 
     loss: NDArray[np.float64]
@@ -37,8 +37,10 @@ class Scorer(Protocol):
 class Predictor(Protocol):
     """A twin for inference: `models.flax.predictor` or `models.torch.predictor`."""
 
-    def logits(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        """(B, T, V) for tokens, (B, classes) for images."""
+    def logits(
+        self, inputs: NDArray[Any], *, lengths: NDArray[np.int64] | None = None
+    ) -> NDArray[Any]:
+        """(B, T, V) for a language model, (B, classes) for a classifier."""
 
     def losses(self, inputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[Any]:
         """Nats of each target, in the targets' shape."""

@@ -38,7 +38,7 @@ class PartScores:
     Attributes:
         part: what was asked for.
         loss: nats of each row, (rows,).
-        correct: right answers of each row, (rows,); None for text.
+        correct: right answers of each row, (rows,); None without classes.
     """
 
     part: Part

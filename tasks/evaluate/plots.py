@@ -1,49 +1,18 @@
-"""Figures of the report, as SVG text. Equal numbers give equal bytes."""
+"""Figures of the report, as SVG text."""
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable
-from typing import Any
-
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from tasks.evaluate.curves import Curves
 from tasks.evaluate.table import UNIT_NATS, ScoreTable, Unit
+from tasks.figures import INK, QUIET, short, svg
 
 COLORS = {"challenger": "#2563eb", "champion": "#d97706", "baseline": "#94a3b8"}
-INK, QUIET = "#0f172a", "#64748b"
-NO_METADATA = {"Creator": None, "Date": None, "Format": None, "Type": None}
 # More marks than this are drawn as one picture inside the SVG.
 MOST_MARKS = 2000
-STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "tandem",
-    # Text stays text: small, searchable, and in the reader's font.
-    "svg.fonttype": "none",
-    # A dollar sign in somebody's file name is no formula.
-    "text.parse_math": False,
-    "font.size": 10,
-    "text.color": INK,
-    "axes.labelcolor": QUIET,
-    "axes.edgecolor": "#cbd5e1",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e2e8f0",
-    "grid.linewidth": 0.7,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "legend.frameon": False,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.facecolor": "none",
-}
 
 
 def candidates_figure(table: ScoreTable, unit: Unit) -> str:
@@ -60,7 +29,7 @@ def candidates_figure(table: ScoreTable, unit: Unit) -> str:
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(label(unit))
 
-    return _svg(draw, height=0.9 + 0.45 * len(table.loss))
+    return svg(draw, height=0.9 + 0.45 * len(table.loss))
 
 
 def slices_figure(table: ScoreTable, unit: Unit) -> str:
@@ -75,14 +44,14 @@ def slices_figure(table: ScoreTable, unit: Unit) -> str:
             scores = [one.loss[name] / one.weight / UNIT_NATS[unit] for one in slices.values()]
             offset = (number - (len(names) - 1) / 2) * height
             axes.barh(rows + offset, scores, height=height * 0.9, color=COLORS[name], label=name)
-        axes.set_yticks(rows, [_short(name) for name in slices])
+        axes.set_yticks(rows, [short(name) for name in slices])
         axes.margins(y=0.02)
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel(label(unit))
         _legend(axes, len(names))
 
-    return _svg(draw, height=1.2 + 0.18 * len(slices) * (len(table.loss) + 0.6))
+    return svg(draw, height=1.2 + 0.18 * len(slices) * (len(table.loss) + 0.6))
 
 
 def curves_figure(curves: Curves) -> str:
@@ -101,7 +70,7 @@ def curves_figure(curves: Curves) -> str:
         axes.set_ylabel("nats per target")
         _legend(axes, 2)
 
-    return _svg(draw, height=3.4)
+    return svg(draw, height=3.4)
 
 
 def pairs_figure(table: ScoreTable, opponent: str, unit: Unit) -> str:
@@ -120,7 +89,7 @@ def pairs_figure(table: ScoreTable, opponent: str, unit: Unit) -> str:
         axes.set_xlabel(f"{opponent}, {label(unit)}")
         axes.set_ylabel(f"challenger, {label(unit)}")
 
-    return _svg(draw, height=4.2, width=4.6)
+    return svg(draw, height=4.2, width=4.6)
 
 
 def differences_figure(table: ScoreTable, opponent: str, unit: Unit) -> str:
@@ -141,7 +110,7 @@ def differences_figure(table: ScoreTable, opponent: str, unit: Unit) -> str:
         axes.set_xlabel(f"challenger - {opponent}, {label(unit)}; left of zero is better")
         axes.set_ylabel("documents")
 
-    return _svg(draw, height=4.2, width=4.6)
+    return svg(draw, height=4.2, width=4.6)
 
 
 def label(unit: Unit) -> str:
@@ -155,22 +124,3 @@ def _each(table: ScoreTable, candidate: str, unit: Unit) -> NDArray[np.float64]:
 
 def _legend(axes: Axes, columns: int) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2)
-
-
-def _short(name: str, longest: int = 28) -> str:
-    return name if len(name) <= longest else name[: longest - 1] + "…"
-
-
-def _svg(draw: Callable[[Axes], None], *, height: float, width: float = 9.2) -> str:
-    """Draw on new axes, sizes in inches, and give the `<svg>` element alone."""
-    with matplotlib.rc_context(STYLE):
-        # Not through pyplot, which keeps figures and picks a window system.
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure.subplots())
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata=NO_METADATA)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    # Ids of groups are counters that would repeat in every figure of one page; nothing refers
-    # to them.
-    return re.sub(r'<g id="[^"]*"', "<g", svg)

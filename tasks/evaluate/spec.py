@@ -17,7 +17,7 @@ class NgramBaseline(Spec):
 
 
 class LogisticBaseline(Spec):
-    """Multinomial logistic regression on raw pixels."""
+    """Multinomial logistic regression on raw pixels or frames, or on counts of tokens."""
 
     kind: Literal["logistic"] = "logistic"
     penalty: float = Field(1.0, gt=0, description="strength of the squared penalty on weights")

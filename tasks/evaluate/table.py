@@ -18,8 +18,12 @@ CORRECT = "correct."
 TEXTS = ("document", "name", "slice")
 OTHER = "other"
 
-Unit = Literal["bits_per_byte", "nats_per_image"]
-UNIT_NATS: dict[Unit, float] = {"bits_per_byte": math.log(2), "nats_per_image": 1.0}
+Unit = Literal["bits_per_byte", "nats_per_image", "nats_per_sample"]
+UNIT_NATS: dict[Unit, float] = {
+    "bits_per_byte": math.log(2),
+    "nats_per_image": 1.0,
+    "nats_per_sample": 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,9 @@ class ScoreTable:
         documents: id of each document, N of them.
         names: where each document came from, for people.
         slices: slice of each document.
-        weight: what the loss is divided by in the end, bytes for text and images for images, (N,).
+        weight: what the loss is divided by in the end, bytes for text and 1 with classes, (N,).
         loss: candidate -> summed loss of each document in nats, (N,).
-        correct: candidate -> right answers of each document, (N,); None for text.
+        correct: candidate -> right answers of each document, (N,); None without classes.
     """
 
     documents: tuple[str, ...]
@@ -47,7 +51,7 @@ class ScoreTable:
         return float(self.loss[candidate].sum() / self.weight.sum())
 
     def accuracies(self) -> dict[str, float] | None:
-        """Candidate -> share of right answers; None for text."""
+        """Candidate -> share of right answers; None without classes."""
         if self.correct is None:
             return None
         total = self.weight.sum()

@@ -16,7 +16,7 @@ from models.registry.spec import RegistrySpec
 from models.store import MANIFEST
 from tasks.artifacts import Champion, DataManifest, Evaluation
 from tasks.evaluate.baseline import fit_baseline
-from tasks.evaluate.candidates import Backend, Candidate, model_candidate, open_scorer
+from tasks.evaluate.candidates import Backend, Candidate, DataKind, model_candidate, open_scorer
 from tasks.evaluate.curves import read_curves
 from tasks.evaluate.parts import FanOut, Part, score_part
 from tasks.evaluate.spec import EvaluateSpec
@@ -29,6 +29,12 @@ from tasks.progress import Progress, silent
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
 SLICES = "slices.csv"
+UNITS: dict[DataKind, Unit] = {
+    "tokens": "bits_per_byte",
+    "text_classes": "nats_per_sample",
+    "images": "nats_per_image",
+    "frames": "nats_per_sample",
+}
 
 
 def evaluate(
@@ -94,7 +100,7 @@ def evaluate(
             )
         )
         table = measure(spec, candidates, data=data, fan_out=fan_out, progress=progress)
-    unit: Unit = "bits_per_byte" if manifest.kind == "tokens" else "nats_per_image"
+    unit = UNITS[manifest.kind]
     with replaced(out) as folder:
         table.write(folder / DOCUMENTS)
         (folder / SLICES).write_text(_slices_csv(table, unit), encoding="utf-8")
@@ -140,7 +146,7 @@ def measure(
         ValueError: a loss is not finite; candidate and document are named.
     """
     opened = open_documents(data, "test")
-    text = isinstance(opened, TextDocuments)
+    text = isinstance(opened, TextDocuments) and opened.labels is None
     rows = choose(opened.documents, most=spec.max_documents)
     documents = [opened.documents[row] for row in rows]
     weight = np.array([document.size_bytes if text else 1 for document in documents], np.float64)

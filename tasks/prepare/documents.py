@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.record import canonical_json
-from tasks.prepare.arrays import open_array
-from tasks.prepare.dataset import SplitName, verified_manifest
-from tasks.prepare.tokenizer import END_TOKEN
+from tasks.artifacts import SplitName
+from tasks.prepare.arrays import Stream, open_array, open_stream
+from tasks.prepare.dataset import Images, Sequences, open_arrays, verified_manifest
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Document:
         id: SHA-256 of the content, 64 hex digits; the split was decided by it.
         name: where the document came from, for people.
         slice: the group that it is reported under.
-        size_bytes: bytes of its text, or of its pixels.
-        tokens: its tokens without the end mark; 0 for an image.
+        size_bytes: bytes of its text, or of its values.
+        tokens: its tokens without the end mark; 0 for an image or a sequence.
     """
 
     id: str
@@ -42,23 +41,29 @@ class Document:
 
 @dataclass(frozen=True)
 class TextDocuments:
-    """The documents of one split of a token data set, in stored order.
+    """The texts of one split, in stored order.
 
     Attributes:
         documents: what is known of each.
+        vocabulary: tokens in the tokenizer.
         end: token of the end mark; in the stream it follows every document.
         token_stream: all tokens of the split, mapped.
         text_stream: all bytes of the split, mapped.
         token_starts: place of each document's first token.
         text_starts: place of each document's first byte.
+        labels: (documents,) int32; None without classes.
+        classes: name of each class; none without classes.
     """
 
     documents: tuple[Document, ...]
+    vocabulary: int
     end: int
-    token_stream: NDArray[Any]
+    token_stream: Stream
     text_stream: NDArray[np.uint8]
     token_starts: NDArray[np.int64]
     text_starts: NDArray[np.int64]
+    labels: NDArray[np.int32] | None = None
+    classes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -75,18 +80,18 @@ class TextDocuments:
 
 
 @dataclass(frozen=True)
-class ImageDocuments:
-    """The images of one split, in stored order; document i is image i.
+class ArrayDocuments:
+    """The images or sequences of one split, in stored order; document i is sample i.
 
     Attributes:
         documents: what is known of each; the slice is the class.
-        pixels: (images, height, width, channels) float32 in 0..1.
-        labels: (images,) int32.
+        samples: their values.
+        labels: (documents,) int32.
         classes: name of each class.
     """
 
     documents: tuple[Document, ...]
-    pixels: NDArray[np.float32]
+    samples: Images | Sequences
     labels: NDArray[np.int32]
     classes: tuple[str, ...]
 
@@ -94,7 +99,7 @@ class ImageDocuments:
         return len(self.documents)
 
 
-def open_documents(folder: Path, split: SplitName) -> TextDocuments | ImageDocuments:
+def open_documents(folder: Path, split: SplitName) -> TextDocuments | ArrayDocuments:
     """Open one split document by document, memory-mapped, after verifying its files.
 
     Raises:
@@ -103,20 +108,20 @@ def open_documents(folder: Path, split: SplitName) -> TextDocuments | ImageDocum
     manifest = verified_manifest(folder, split)
     with (folder / f"{split}.documents.jsonl").open("rb") as lines:
         documents = tuple(Document(**json.loads(line)) for line in lines)
-    if manifest.kind == "images":
-        return ImageDocuments(
-            documents=documents,
-            pixels=open_array(folder / f"{split}.pixels.npy"),
-            labels=open_array(folder / f"{split}.labels.npy"),
-            classes=manifest.classes or (),
-        )
+    classes = manifest.classes or ()
+    if manifest.kind in ("images", "frames"):
+        samples = open_arrays(folder, split, manifest)
+        return ArrayDocuments(documents, samples, samples.labels, classes)
     return TextDocuments(
         documents=documents,
-        end=END_TOKEN,
-        token_stream=open_array(folder / f"{split}.tokens.npy"),
+        vocabulary=manifest.vocabulary or 0,
+        end=manifest.end or 0,
+        token_stream=open_stream(folder, f"{split}.tokens", [file.path for file in manifest.files]),
         text_stream=open_array(folder / f"{split}.text.npy"),
         token_starts=_starts([document.tokens + 1 for document in documents]),
         text_starts=_starts([document.size_bytes for document in documents]),
+        labels=open_array(folder / f"{split}.labels.npy") if classes else None,
+        classes=classes,
     )
 
 

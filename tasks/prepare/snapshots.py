@@ -1,4 +1,4 @@
-"""What a snapshot holds: raw documents or images, as `tasks.snapshot` wrote them."""
+"""What a snapshot holds: raw documents or arrays, as `tasks.snapshot` wrote them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,29 @@ from tasks.artifacts import SnapshotManifest
 
 MANIFEST = "manifest.json"
 DOCUMENTS = "documents.jsonl"
-PIXELS = "pixels.npy"
+VALUES = "values.npy"
 LABELS = "labels.npy"
+LENGTHS = "lengths.npy"
+GIVEN_TOKENIZER = "tokenizer.json"
 
 
 @dataclass(frozen=True)
 class RawDocument:
-    """A document as its source holds it: one line of `documents.jsonl`."""
+    """A document as its source holds it: one line of `documents.jsonl`.
+
+    Attributes:
+        name: where it came from, for people.
+        slice: the group that it is reported under.
+        text: its characters; empty where the source has none.
+        label: name of its class; None in a source without classes.
+        part: which source of a mixture it came from; 0 outside of mixtures.
+    """
 
     name: str
     slice: str
     text: str
+    label: str | None = None
+    part: int = 0
 
 
 def verified_snapshot(folder: Path) -> SnapshotManifest:

@@ -1,19 +1,20 @@
-"""Byte-level BPE (Sennrich et al. 2016): any bytes of text in, the same bytes out."""
+"""Tokenizers: byte-level BPE (Sennrich et al. 2016) trained here, or one that is given."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from models.record import verify_files
 from models.store import TOKENIZER
 from tasks.artifacts import DataManifest
-from tasks.prepare.spec import ByteBpe
+from tasks.prepare.spec import ByteBpe, GivenTokenizer
 
 END_MARK = "<|end|>"
-END_TOKEN = 0
 
 
 def train_tokenizer(spec: ByteBpe, texts: Iterator[str]) -> Tokenizer:
@@ -35,6 +36,50 @@ def train_tokenizer(spec: ByteBpe, texts: Iterator[str]) -> Tokenizer:
     return _plain(tokenizer)
 
 
+def adopt_tokenizer(spec: GivenTokenizer, path: Path) -> Tokenizer:
+    """A given tokenizer that cuts text and does nothing else.
+
+    Truncation would drop text in silence, and padding and templates would add tokens, so they are
+    left out. The token that ends a document keeps its number and is renamed to `END_MARK`, which
+    evaluation and serving look for. The file is JSON and nothing in it is executed.
+
+    Args:
+        path: the copy in the snapshot, verified.
+
+    Raises:
+        ValueError: the file is no tokenizer, or has no such token.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+        vocabulary, added = content["model"]["vocab"], content.setdefault("added_tokens", [])
+        names = {token["content"]: token["id"] for token in added}
+        for number, entry in enumerate(vocabulary):
+            name = entry if isinstance(entry, str) else entry[0]
+            names[name] = vocabulary[name] if isinstance(vocabulary, dict) else number
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"data.task.tokenizer.path={spec.path} is not a tokenizer.json: {error!r}."
+        ) from None
+    if spec.end not in names:
+        raise ValueError(
+            f"data.task.tokenizer.end must be a token of {spec.path}; got {spec.end!r}, which is "
+            f"none of its {len(names)}."
+        )
+    if spec.end != END_MARK and END_MARK in names:
+        raise ValueError(
+            f"data.task.tokenizer.end must be {END_MARK}, which {spec.path} has; got {spec.end!r}."
+        )
+    _rename(content, spec.end, names[spec.end])
+    content |= {"truncation": None, "padding": None, "post_processor": None}
+    try:
+        return _plain(Tokenizer.from_str(json.dumps(content)))
+    # The library raises nothing more special.
+    except Exception as error:
+        raise ValueError(
+            f"data.task.tokenizer.path={spec.path} is not a tokenizer.json: {error}."
+        ) from None
+
+
 def open_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a prepared data set, verified first.
 
@@ -52,6 +97,29 @@ def open_tokenizer(folder: Path) -> Tokenizer:
 def read_tokenizer(path: Path) -> Tokenizer:
     """A tokenizer file that was verified before, of a data set or of a model."""
     return _plain(Tokenizer.from_file(str(path)))
+
+
+def _rename(content: dict[str, Any], end: str, number: int) -> None:
+    """Call token `number` the end mark, in the vocabulary and among the special tokens."""
+    vocabulary = content["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        content["model"]["vocab"] = {
+            END_MARK if name == end else name: place for name, place in vocabulary.items()
+        }
+    else:
+        for entry in vocabulary:
+            entry[0] = END_MARK if entry[0] == end else entry[0]
+    kept = [token for token in content["added_tokens"] if token["content"] != end]
+    mark = {
+        "id": number,
+        "content": END_MARK,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
+    content["added_tokens"] = sorted([*kept, mark], key=lambda token: int(token["id"]))
 
 
 def _plain(tokenizer: Tokenizer) -> Tokenizer:

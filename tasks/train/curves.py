@@ -21,7 +21,7 @@ class CurveRow(Spec):
     validation_loss: float | None = Field(description="nats per target; None if not measured here")
     objective: float = Field(description="what this step minimised, per target")
     rate: float = Field(description="learning rate of this step")
-    gradient_norm: float = Field(description="of this step, before clipping")
+    gradient_norm: float | None = Field(description="of this step, before clipping")
     expert_imbalance: float | None = Field(
         None, description="busiest expert's load over the mean, the worst layer's; None: no experts"
     )
@@ -29,6 +29,12 @@ class CurveRow(Spec):
         None, description="share of this step's choices that no expert took; None: no experts"
     )
     tokens_per_s: float = Field(description="positions per second of training since the last row")
+    mfu: float | None = Field(
+        None, description="model FLOPs utilisation since the last row, 0 to 1; None: no peak known"
+    )
+    data_wait: float | None = Field(
+        None, description="share of the time since the last row that rank 0 waited for samples"
+    )
 
 
 def write_curves(path: Path, rows: tuple[CurveRow, ...]) -> None:

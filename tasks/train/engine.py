@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 from numpy.typing import NDArray
 
-from tasks.prepare.dataset import Batch
+from optim.controls import Controls
+from tasks.prepare.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,15 @@ class StepResult:
         gradient_norm: global norm of the objective's gradient before clipping.
         objective: what is minimised: the loss, and what smoothing, z-losses, balance losses and
             predictions further ahead add.
+        taken: whether weights and slots moved; a norm that is not finite, or above
+            `Controls.skip`, changes nothing.
         load: choices that fell on each expert and that it took; None without experts.
     """
 
     loss: float
     gradient_norm: float
     objective: float
+    taken: bool = True
     load: ExpertLoad | None = None
 
 
@@ -70,7 +75,8 @@ class EngineState:
 
     Attributes:
         weights: name -> array.
-        slots: slot of the optimizer rule (`first_moment`, ...) -> name -> array.
+        slots: what the optimizer remembers (`first_moment`, ...) -> name -> array; shapes as in
+            `optim.state.held_slots`.
     """
 
     weights: dict[str, NDArray[Any]]
@@ -80,10 +86,12 @@ class EngineState:
 class Engine(Protocol):
     """One worker's share of a training run. The methods are collective: all workers call them."""
 
-    def step(self, batch: Batch, *, step: int, rate: float) -> StepResult:
-        """Train on this worker's rows of the global batch. `step` counts from 0.
+    def step(self, batch: Batch, controls: Controls, *, loss_scale: float = 1.0) -> StepResult:
+        """Train on this worker's rows of the global batch, micro-batch after micro-batch.
 
-        A step whose gradient norm is not finite changes neither weights nor slots.
+        Args:
+            loss_scale: what the objective is multiplied by before the backward pass, and the
+                gradient divided by after it, so that float16 holds it.
         """
 
     def loss(self, batch: Batch) -> LossSum:
@@ -92,11 +100,14 @@ class Engine(Protocol):
         Every worker brings equally many rows, a multiple of its devices.
         """
 
+    def judged(self) -> AbstractContextManager[None]:
+        """Inside, `loss` measures the weights that a model is judged by; see `optim.state`."""
+
     def state(self) -> EngineState:
         """The whole state, gathered, on every worker."""
 
     def load(self, state: EngineState) -> None:
-        """Go on from a state that either framework saved; without slots they start at zero.
+        """Go on from a state that either framework saved; without slots they start anew.
 
         Raises:
             ValueError: the state is of another model, or not finite.

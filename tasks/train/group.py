@@ -49,7 +49,7 @@ def run_group(job: Job, *, progress: Progress = silent) -> Outcome:
             if ending.status == "refused":
                 raise ValueError(ending.message)
             if ending.status == "finished":
-                return Outcome(job.train.steps, finished=True)
+                return Outcome(ending.step or job.train.steps, finished=True)
             # A worker, not the driver, was told to leave: its node goes away, another takes over.
     raise ChildProcessError(
         f"workers were told to leave {job.train.restarts + 1} times; the state is saved in "

@@ -17,12 +17,24 @@ import tasks
 from models.record import digest_of
 from models.spec import ModelSpec
 from optim.spec import OptimSpec
+from tasks.train.augment_spec import AugmentSpec
+from tasks.train.regularise_spec import RegulariseSpec
 from tasks.train.spec import TrainSpec
 
 Identity = dict[str, Any]
 
 # Fields of `train` that decide what the weights become.
-TRAIN_FIELDS = ("steps", "batch", "seed", "precision")
+TRAIN_FIELDS = (
+    "steps",
+    "batch",
+    "seed",
+    "precision",
+    "loss_scale",
+    "bad_numbers",
+)
+
+# Fields of `train` that decide where a run ends, or which state is its result, if one is chosen.
+CHOOSING_FIELDS = ("early_stopping", "validate_every_steps", "validation_batches")
 
 # Code that decides what the weights become, relative to its package.
 CODE = {
@@ -40,11 +52,26 @@ CODE = {
         "torch/**/*.py",
     ),
     optim: ("*.py", "flax/**/*.py", "torch/**/*.py"),
-    tasks: ("prepare/order.py", "prepare/dataset.py", "prepare/arrays.py", "train/*.py"),
+    tasks: (
+        "prepare/arrays.py",
+        "prepare/batch.py",
+        "prepare/dataset.py",
+        "prepare/order.py",
+        "prepare/packing.py",
+        "train/*.py",
+    ),
 }
 
 
-def run_identity(model: ModelSpec, optim: OptimSpec, train: TrainSpec, *, data: str) -> Identity:
+def run_identity(
+    model: ModelSpec,
+    optim: OptimSpec,
+    train: TrainSpec,
+    augment: AugmentSpec = AugmentSpec(),
+    regularise: RegulariseSpec = RegulariseSpec(),
+    *,
+    data: str,
+) -> Identity:
     """Every value that the result depends on, by its dotted name in `params.yaml`.
 
     Args:
@@ -61,10 +88,17 @@ def run_identity(model: ModelSpec, optim: OptimSpec, train: TrainSpec, *, data: 
     0.001
     """
     fields = train.model_dump(mode="json")
+    choosing: Identity = {}
+    if train.checkpoint.best or train.early_stopping is not None:
+        choosing |= dict(_flatten("train", {name: fields[name] for name in CHOOSING_FIELDS}))
+        choosing["train.checkpoint.best"] = train.checkpoint.best
     return {
         **dict(_flatten("model", model.model_dump(mode="json"))),
         **dict(_flatten("optim", optim.model_dump(mode="json"))),
-        **{f"train.{name}": fields[name] for name in TRAIN_FIELDS},
+        **dict(_flatten("augment", augment.model_dump(mode="json"))),
+        **dict(_flatten("regularise", regularise.model_dump(mode="json"))),
+        **dict(_flatten("train", {name: fields[name] for name in TRAIN_FIELDS})),
+        **choosing,
         "data": data,
         "code": code_digest(),
     }
@@ -81,12 +115,23 @@ def differences(held: Identity, asked: Identity) -> list[str]:
     >>> differences({"train.seed": 0, "data": "a"}, {"train.seed": 1, "data": "a"})
     ['train.seed: 0 -> 1']
     """
-    names = sorted(held.keys() | asked.keys())
     return [
         f"{name}: {held.get(name, 'absent')} -> {asked.get(name, 'absent')}"
-        for name in names
-        if name not in held or name not in asked or held[name] != asked[name]
+        for name in changed_names(held, asked)
     ]
+
+
+def changed_names(held: Identity, asked: Identity) -> list[str]:
+    """Names whose values differ, sorted.
+
+    >>> changed_names({"train.seed": 0, "data": "a"}, {"train.seed": 1, "code": "b"})
+    ['code', 'data', 'train.seed']
+    """
+    return sorted(
+        name
+        for name in held.keys() | asked.keys()
+        if name not in held or name not in asked or held[name] != asked[name]
+    )
 
 
 def code_digest() -> str:

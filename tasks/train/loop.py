@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optim.schedule import rate
+from models.spec import POLICIES
+from optim.controls import controls
+from optim.norms import remembered
 from optim.spec import OptimSpec
 from tasks.prepare.dataset import Samples
-from tasks.prepare.order import sample_indices
+from tasks.prepare.order import batch_indices
 from tasks.progress import Progress, silent
-from tasks.train.checkpoints import Checkpoint, CheckpointManifest, Checkpoints, Ledger
+from tasks.train.augment import augment
+from tasks.train.augment_spec import AugmentSpec
+from tasks.train.callbacks import Callback, Step, is_best, run_dry
+from tasks.train.checkpoints import Checkpoint, Checkpoints, Ledger
 from tasks.train.curves import CurveRow
-from tasks.train.engine import Engine, EngineState, StepResult
+from tasks.train.engine import Engine, StepResult
+from tasks.train.recovery import what_is_bad
+from tasks.train.regularise import looks_twice
+from tasks.train.regularise_spec import RegulariseSpec
+from tasks.train.saving import Saved, Saver, unwatched
+from tasks.train.scaling import LossScale, moved
 from tasks.train.spec import TrainSpec
+from tasks.train.speed import Peak, spelled
 from tasks.train.stopping import Stopping
+
+Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -29,7 +42,7 @@ class Seat:
     rank: int = 0
     workers: int = 1
 
-    def rows(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    def rows(self, indices: Indices) -> Indices:
         """This worker's contiguous share of a batch."""
         share = len(indices) // self.workers
         return indices[self.rank * share : (self.rank + 1) * share]
@@ -43,6 +56,24 @@ class Outcome:
     finished: bool
 
 
+class Bad(Exception):
+    """The numbers of a step are bad.
+
+    Attributes:
+        step: which one, from 0.
+        changed: whether it has changed weights or slots.
+    """
+
+    def __init__(self, what: str, *, step: int, changed: bool = True) -> None:
+        super().__init__(what)
+        self.step, self.changed = step, changed
+
+
+def alone(step: int | None) -> int | None:
+    """One worker agrees with itself."""
+    return step
+
+
 def run_loop(
     engine: Engine,
     *,
@@ -54,64 +85,125 @@ def run_loop(
     checkpoints: Checkpoints,
     start: Checkpoint | None,
     stopping: Stopping,
+    augmentation: AugmentSpec = AugmentSpec(),
+    regularise: RegulariseSpec = RegulariseSpec(),
     seat: Seat = Seat(),
+    agree: Callable[[int | None], int | None] = alone,
+    callbacks: Sequence[Callback] = (),
+    told: Callable[[Saved], None] = unwatched,
+    peak: Peak | None = None,
     progress: Progress = silent,
     clock: Callable[[], float] = time.monotonic,
 ) -> Outcome:
-    """Train until the last step, or until asked to stop; the state is saved in both cases.
+    """Train until the last step, until nothing is gained, or until asked to stop.
 
-    Every worker calls this with the same arguments but `seat`; rank 0 alone writes.
+    The state is saved in all three cases. Every worker calls this with the same arguments but
+    `seat`, `callbacks` and what belongs to them.
 
     Args:
         positions: of one sample, T tokens or patches; the unit of `tokens` in the curve.
         start: where to go on; None starts at step 0 with the engine's initial weights.
+        agree: gives every worker what rank 0 passed; a barrier.
+        callbacks: hear of steps and validations; one may end the run.
+        told: of every checkpoint that is safe.
+        peak: what utilisation is a share of.
         progress: told after every step.
         clock: seconds, monotonic.
 
     Raises:
-        ValueError: a loss, a gradient or a weight is not finite; the message names the step and
-            the samples. No checkpoint of it is written.
+        ValueError: a loss, a gradient or a weight is not finite, more often than
+            `train.bad_numbers` lets pass; the message names the step and the samples. No
+            checkpoint of it is written.
+        OSError: a checkpoint could not be written; those before it are intact.
     """
-    book = _Book(train, checkpoints, seat, positions, clock, start.manifest if start else None)
-    done = start.manifest.step if start else 0
+    run = _Run(train, optim, seat, positions, checkpoints, peak, clock)
     if start is not None:
+        run.resume(start)
         engine.load(start.state)
     held_out = validation_batches(len(validation), train)
-    while done < train.steps:
-        began = clock()
-        indices = sample_indices(len(training), seed=train.seed, step=done, batch=train.batch)
-        learning_rate = rate(optim.schedule, step=done, total_steps=train.steps)
-        batch = training.read(seat.rows(indices))
-        result = engine.step(batch, step=done, rate=learning_rate)
-        if not all(map(math.isfinite, (result.loss, result.objective, result.gradient_norm))):
-            what = (
-                f"the loss is {result.loss}, the objective {result.objective} and the gradient "
-                f"norm {result.gradient_norm}"
+    augmented = augmentation != AugmentSpec() or looks_twice(regularise)
+    saver = Saver(checkpoints, rank=seat.rank, writers=seat.workers, told=told, clock=clock)
+    with saver:
+        while run.done < train.steps:
+            began = clock()
+            indices = batch_indices(
+                training.shares, seed=train.seed, step=run.place, batch=train.batch
             )
-            raise book.diverged(what, step=done, indices=indices)
-        done += 1
-        book.count(result.loss, clock() - began)
-        last = done == train.steps
-        validate = last or done % train.validate_every_steps == 0
-        if validate or done % train.log_every_steps == 0:
-            loss = _measure(engine, validation, held_out, seat=seat) if validate else None
-            if loss is not None and not math.isfinite(loss):
-                what = f"the validation loss after it is {loss}"
-                raise book.diverged(what, step=done - 1, indices=indices)
-            book.log(done, result, rate=learning_rate, validation_loss=loss)
-        progress(done, train.steps, book.note(result.loss))
-        stop = stopping.after(done)
-        if last or stop or done % train.checkpoint.every_steps == 0:
+            batch = training.read(seat.rows(indices))
+            if augmented:
+                batch = augment(
+                    augmentation,
+                    batch,
+                    seed=train.seed,
+                    step=run.done,
+                    total_steps=train.steps,
+                    together=indices,
+                    read=training.read,
+                    twice=looks_twice(regularise),
+                )
+            waited = clock() - began
+            now = controls(optim, step=run.done, total_steps=train.steps, norms=run.norms)
+            result = engine.step(batch, now, loss_scale=run.scale.value)
             try:
-                book.save(engine.state(), step=done)
-            except FloatingPointError as error:
-                raise book.diverged(str(error), step=done - 1, indices=indices) from None
-        if stop and not last:
-            return Outcome(done, finished=False)
-    return Outcome(done, finished=True)
+                run.take(result, skip=now.skip, indices=indices)
+                seconds = clock() - began
+                run.count(result.loss, seconds, waited)
+                step = Step(
+                    run.done,
+                    result,
+                    rate=now.rate,
+                    positions=train.batch * positions,
+                    seconds=seconds,
+                    data_wait_s=waited,
+                )
+                for callback in callbacks:
+                    callback.after_step(step)
+                last, best = run.done == train.steps, False
+                validate = last or run.done % train.validate_every_steps == 0
+                if validate or run.done % train.log_every_steps == 0:
+                    loss = None
+                    if validate:
+                        loss = _measure(engine, validation, held_out, seat=seat)
+                        if not math.isfinite(loss):
+                            what = f"the validation loss after it is {loss}"
+                            raise Bad(what, step=run.done - 1)
+                    run.log(result, rate=now.rate, validation_loss=loss)
+                    if loss is not None:
+                        best = train.checkpoint.best and is_best(run.validation_losses)
+                        ends = [each.after_validation(run.done, loss) for each in callbacks]
+                        asking = zip(callbacks, ends, strict=True)
+                        if not last:
+                            run.end_if([type(each).__name__ for each, end in asking if end])
+                progress(run.done, train.steps, run.note(result.loss))
+                stop = stopping.after(run.done)
+                last = last or run.ended is not None
+                due = run.done % train.checkpoint.every_steps == 0
+                if last or stop or best or due:
+                    try:
+                        saver.save(
+                            engine.state,
+                            step=run.done,
+                            samples=run.place * train.batch,
+                            backend=train.backend,
+                            workers=seat.workers,
+                            ledger=run.ledger(),
+                            validation_loss=run.validation_loss,
+                        )
+                    except FloatingPointError as error:
+                        raise Bad(str(error), step=run.done - 1) from None
+            except Bad as error:
+                saver.wait()
+                back = run.recover(error, indices=indices, agree=agree)
+                if back is not None:
+                    engine.load(back.state)
+                continue
+            if last or stop:
+                saver.wait()
+                return Outcome(run.done, finished=last)
+    return Outcome(run.done, finished=True)
 
 
-def validation_batches(count: int, train: TrainSpec) -> list[NDArray[np.int64]]:
+def validation_batches(count: int, train: TrainSpec) -> list[Indices]:
     """The samples of every validation: the same each time, spread evenly over the split.
 
     Args:
@@ -134,99 +226,241 @@ def validation_batches(count: int, train: TrainSpec) -> list[NDArray[np.int64]]:
     return list(chosen.reshape(batches, batch))
 
 
-def _measure(
-    engine: Engine, samples: Samples, batches: list[NDArray[np.int64]], *, seat: Seat
-) -> float:
-    sums = [engine.loss(samples.read(seat.rows(indices))) for indices in batches]
+def _measure(engine: Engine, samples: Samples, batches: list[Indices], *, seat: Seat) -> float:
+    with engine.judged():
+        sums = [engine.loss(samples.read(seat.rows(indices))) for indices in batches]
     return sum(part.loss for part in sums) / sum(part.targets for part in sums)
 
 
-class _Book:
-    """The loop's figures: what the next row, checkpoint and message are made of."""
+class _Run:
+    """What the loop remembers from step to step.
+
+    Attributes:
+        done: optimizer steps so far.
+        norms: of past gradients, as `optim.norms` keeps them.
+        scale: of the next step's loss.
+        ended: why the run ends before its last step.
+    """
 
     def __init__(
         self,
         train: TrainSpec,
-        checkpoints: Checkpoints,
+        optim: OptimSpec,
         seat: Seat,
         positions: int,
+        checkpoints: Checkpoints,
+        peak: Peak | None,
         clock: Callable[[], float],
-        start: CheckpointManifest | None,
     ) -> None:
-        self._train, self._checkpoints, self._seat = train, checkpoints, seat
+        self._train, self._optim, self._seat = train, optim, seat
         self._positions_a_step = train.batch * positions
-        self._clock = clock
-        ledger = start.ledger if start else Ledger()
-        self._began = clock() - ledger.seconds
-        self._curve, self._losses = list(ledger.curve), list(ledger.losses)
-        self._interval_s = ledger.interval_s
-        measured = [row.validation_loss for row in ledger.curve if row.validation_loss is not None]
-        self._validation_loss = measured[-1] if measured else None
-        self._resumed_from_step = start.step if start else None
+        self._checkpoints, self._peak, self._clock = checkpoints, peak, clock
+        self._scaled = POLICIES[train.precision].compute == "float16"
+        self.scale = LossScale(train.loss_scale.initial) if self._scaled else LossScale()
+        self.done = self._passed_over = self._strikes = 0
+        self.norms: tuple[float, ...] = ()
+        self._curve: list[CurveRow] = []
+        self._losses: list[float] = []
+        self._recent: list[float] = []
+        self._interval_s = self._interval_wait_s = 0.0
+        self.ended: str | None = None
+        self._resumed_from_step: int | None = None
+        self._began = clock()
 
-    def count(self, loss: float, seconds: float) -> None:
+    @property
+    def place(self) -> int:
+        """Batches of the data order that are used up."""
+        return self.done + self._passed_over
+
+    @property
+    def validation_losses(self) -> list[float]:
+        """All of them so far."""
+        measured = (row.validation_loss for row in self._curve)
+        return [loss for loss in measured if loss is not None]
+
+    @property
+    def validation_loss(self) -> float | None:
+        """Of this very step, if it was measured."""
+        row = self._curve[-1] if self._curve else None
+        return row.validation_loss if row is not None and row.step == self.done else None
+
+    def resume(self, start: Checkpoint) -> None:
+        """Go on from a checkpoint."""
+        ledger = start.manifest.ledger
+        self.done = self._resumed_from_step = start.manifest.step
+        self._passed_over, self._strikes = ledger.passed_over, ledger.strikes
+        self._remember(ledger)
+        self._began = self._clock() - ledger.seconds
+
+    def take(self, result: StepResult, *, skip: float, indices: Indices) -> None:
+        """Count a step that is done.
+
+        Raises:
+            Bad: its numbers are.
+        """
+        finite = math.isfinite(result.gradient_norm)
+        overflow = self._scaled and not finite and self.scale.value > 1.0
+        if self._scaled:
+            self.scale = moved(self._train.loss_scale, self.scale, finite=finite)
+        if overflow:
+            what = f"its gradients leave float16; the scale of the loss is {self.scale.value:g} now"
+            self._tell_of_skipped(what, indices=indices)
+        else:
+            bad = what_is_bad(self._train.bad_numbers, result, self._recent)
+            if bad is not None:
+                raise Bad(bad, step=self.done, changed=result.taken)
+            if not result.taken:
+                norm = f"{result.gradient_norm:.4g}"
+                what = f"its gradient norm is {norm}, optim.gradient.skip allows {skip:.4g}"
+                self._tell_of_skipped(what, indices=indices)
+            self.norms = remembered(self._optim.gradient, self.norms, result.gradient_norm)
+            if self._train.bad_numbers.spike is not None:
+                window = self._train.bad_numbers.window
+                self._recent = [*self._recent, result.loss][-window:]
+        self.done += 1
+
+    def count(self, loss: float, seconds: float, waited: float) -> None:
         """Add a step to the interval that the next row sums up."""
         self._losses.append(loss)
         self._interval_s += seconds
+        self._interval_wait_s += waited
 
-    def log(
-        self, done: int, result: StepResult, *, rate: float, validation_loss: float | None
-    ) -> None:
+    def log(self, result: StepResult, *, rate: float, validation_loss: float | None) -> None:
         """Close the interval with a row."""
-        steps = len(self._losses)
-        if validation_loss is not None:
-            self._validation_loss = validation_loss
+        steps, interval_s = len(self._losses), max(self._interval_s, 1e-9)
+        norm = result.gradient_norm
+        tokens_per_s = steps * self._positions_a_step / interval_s
         self._curve.append(
             CurveRow(
-                step=done,
-                tokens=done * self._positions_a_step,
+                step=self.done,
+                tokens=self.done * self._positions_a_step,
                 loss=sum(self._losses) / steps,
                 validation_loss=validation_loss,
                 rate=rate,
-                gradient_norm=result.gradient_norm,
+                gradient_norm=norm if math.isfinite(norm) else None,
                 objective=result.objective,
                 expert_imbalance=result.load.imbalance if result.load else None,
                 expert_dropped=result.load.dropped if result.load else None,
-                tokens_per_s=steps * self._positions_a_step / max(self._interval_s, 1e-9),
+                tokens_per_s=tokens_per_s,
+                mfu=self._peak.utilisation(tokens_per_s) if self._peak else None,
+                data_wait=self._interval_wait_s / interval_s,
             )
         )
-        self._losses, self._interval_s = [], 0.0
+        self._losses, self._interval_s, self._interval_wait_s = [], 0.0, 0.0
+
+    def end_if(self, asking: Sequence[str]) -> None:
+        """Decide after a validation whether the run ends here; `asking` are callbacks by name."""
+        if run_dry(self._train.early_stopping, self.validation_losses):
+            self.ended = "train.early_stopping"
+        elif asking:
+            self.ended = ", ".join(asking)
+        if self.ended is not None and self._seat.rank == 0:
+            message = f"ends after {self.done} steps, as {self.ended} asks"
+            self._checkpoints.events.write("ended", message, step=self.done)
 
     def note(self, loss: float) -> str:
         """The current figures in a line."""
         parts = [f"loss {loss:.4f}"]
-        if self._validation_loss is not None:
-            parts.append(f"validation {self._validation_loss:.4f}")
+        if self.validation_losses:
+            parts.append(f"validation {self.validation_losses[-1]:.4f}")
         if self._curve:
-            parts.append(f"{self._curve[-1].tokens_per_s:,.0f} tokens/s")
+            row = self._curve[-1]
+            parts.append(f"{row.tokens_per_s:,.0f} tokens/s")
+            if row.mfu is not None:
+                parts.append(f"MFU {row.mfu:.0%}")
+            left = (self._train.steps - self.done) * self._positions_a_step
+            if left:
+                parts.append(f"{spelled(left / row.tokens_per_s)} left")
         return ", ".join(parts)
 
-    def save(self, state: EngineState, *, step: int) -> None:
-        """Write a checkpoint, on rank 0."""
-        if self._seat.rank == 0:
-            self._checkpoints.save(
-                state,
-                step=step,
-                samples=step * self._train.batch,
-                backend=self._train.backend,
-                workers=self._seat.workers,
-                ledger=Ledger(
-                    seconds=self._clock() - self._began,
-                    curve=tuple(self._curve),
-                    losses=tuple(self._losses),
-                    interval_s=self._interval_s,
-                    resumed_from_step=self._resumed_from_step,
-                ),
-            )
+    def ledger(self) -> Ledger:
+        """What a checkpoint keeps of this."""
+        return Ledger(
+            seconds=self._clock() - self._began,
+            curve=tuple(self._curve),
+            losses=tuple(self._losses),
+            interval_s=self._interval_s,
+            interval_wait_s=self._interval_wait_s,
+            norms=self.norms,
+            recent=tuple(self._recent),
+            loss_scale=self.scale.value,
+            loss_scale_steps=self.scale.steps,
+            passed_over=self._passed_over,
+            strikes=self._strikes,
+            resumed_from_step=self._resumed_from_step,
+            ended=self.ended,
+        )
 
-    def diverged(self, what: str, *, step: int, indices: NDArray[np.int64]) -> ValueError:
-        """The error for numbers that are not finite, told as an event with every sample."""
+    def recover(
+        self, bad: Bad, *, indices: Indices, agree: Callable[[int | None], int | None]
+    ) -> Checkpoint | None:
+        """Pass over a bad step, or go back behind it.
+
+        Returns:
+            The checkpoint whose state the engine must load; None where nothing has changed.
+
+        Raises:
+            ValueError: it happened too often, nothing is saved, or the run is to stop.
+        """
+        spec = self._train.bad_numbers
+        if spec.action == "stop" or self._strikes >= spec.times:
+            raise self._stopped(str(bad), step=bad.step, indices=indices)
+        if spec.action == "skip":
+            if bad.changed:
+                raise self._stopped(str(bad), step=bad.step, indices=indices)
+            self._tell_of_skipped(str(bad), indices=indices)
+            self._strikes += 1
+            self._passed_over += 1
+            return None
+        back = self._newest(agree)
+        if back is None:
+            what = f"{bad}, and no checkpoint is there to go back to"
+            raise self._stopped(what, step=bad.step, indices=indices)
+        used = self._passed_over + bad.step + 1
+        self.done, self._strikes = back.manifest.step, self._strikes + 1
+        self._passed_over = used - self.done
+        self._remember(back.manifest.ledger)
+        if self._seat.rank == 0:
+            message = (
+                f"went back from step {bad.step} to step {self.done}: {bad}. The batches since "
+                f"then are passed over; time {self._strikes} of {spec.times}"
+            )
+            samples = indices.tolist()
+            self._checkpoints.events.write("rolled_back", message, step=bad.step, samples=samples)
+        return back
+
+    def _newest(self, agree: Callable[[int | None], int | None]) -> Checkpoint | None:
+        """The newest checkpoint that rank 0 can read, for all workers alike."""
+        if self._seat.rank:
+            step = agree(None)
+            return None if step is None else self._checkpoints.read(step)
+        found = self._checkpoints.newest()
+        agree(found.manifest.step if found else None)
+        return found
+
+    def _remember(self, ledger: Ledger) -> None:
+        self._curve, self._losses = list(ledger.curve), list(ledger.losses)
+        self._interval_s, self._interval_wait_s = ledger.interval_s, ledger.interval_wait_s
+        self._recent, self.norms = list(ledger.recent), ledger.norms
+        if ledger.loss_scale is not None:
+            self.scale = LossScale(ledger.loss_scale, ledger.loss_scale_steps)
+
+    def _tell_of_skipped(self, what: str, *, indices: Indices) -> None:
+        """Tell of a step that changed nothing, with every sample."""
+        if self._seat.rank == 0:
+            message = f"step {self.done} was left out: {what}"
+            samples = indices.tolist()
+            self._checkpoints.events.write("skipped", message, step=self.done, samples=samples)
+
+    def _stopped(self, what: str, *, step: int, indices: Indices) -> ValueError:
+        """The error that ends the run, told as an event with every sample."""
         samples = indices.tolist()
         shown = ", ".join(map(str, samples[:8])) + (", ..." if len(samples) > 8 else "")
+        often = f", after {self._strikes} that were left behind" if self._strikes else ""
         message = (
-            f"training stopped at step {step}: {what}; the batch was samples {shown} of the "
+            f"training stopped at step {step}{often}: {what}; the batch was samples {shown} of the "
             "training split. No checkpoint of it was written. Try a lower optim.schedule.peak, "
-            "more steps of warmup or a smaller optim.clip_norm."
+            "more steps of warmup or a smaller optim.gradient.clip.limit."
         )
         if self._seat.rank == 0:
             self._checkpoints.events.write("diverged", message, step=step, samples=samples)

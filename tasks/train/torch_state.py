@@ -1,13 +1,43 @@
-"""Arrays between the host and tensors."""
+"""What both ways to update a torch model share."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+
+from optim.controls import Controls
+from optim.torch.optimizer import RuleOptimizer
+
+
+class Applied(NamedTuple):
+    """The global norm before clipping, and whether weights and slots moved."""
+
+    norm: float
+    taken: bool
+
+
+def told(
+    optimizer: RuleOptimizer, controls: Controls, curvature: Mapping[nn.Parameter, Tensor]
+) -> None:
+    """Tell an optimizer which step comes next."""
+    optimizer.set_step(
+        controls.step,
+        rate=controls.rate,
+        decay_share=controls.decay_share,
+        average_share=controls.average_share,
+        curvature=curvature,
+    )
+
+
+def named_weights(objective: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of an objective's `model`, by the names of the weight table."""
+    model = objective.get_submodule("model")
+    return dict(model.named_parameters())
 
 
 def on_host(tensor: Tensor) -> NDArray[Any]:

@@ -2,44 +2,110 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
-from models.spec import ModelSpec
 from models.dropout import strength_at
-from models.torch.loss import Tally
+from models.inputs import IGNORED
+from models.spec import POLICIES, ModelSpec
+from models.torch.loss import Mix, Tally
 from models.torch.model import Model
 from models.torch.random import Draw
 from models.torch.weights import load_weights
-from models.weights import balance_rows, check_weights, initial_weights, weight_table
+from models.weights import Weight, balance_rows, check_weights, initial_weights, weight_table
+from optim.controls import Controls
 from optim.groups import Treatment, plan
-from optim.schedule import decay_share
+from optim.rules import SophiaG, SophiaH, curvature_due
 from optim.spec import OptimSpec
-from optim.torch.adamw import SLOTS, AdamW
-from tasks.prepare.dataset import Batch
+from optim.state import averages, check_slots, first_values, held_slots, judged
+from optim.torch import curvature
+from optim.torch.optimizer import RuleOptimizer, groups_of
+from tasks.prepare.batch import Batch
 from tasks.train.engine import EngineState, ExpertLoad, LossSum, StepResult
+from tasks.train.regularise import Strengths, needs_teacher, strengths_at
+from tasks.train.regularise_spec import RegulariseSpec
+from tasks.train.sharing import check_sharing, zero_stage
 from tasks.train.spec import TrainSpec
+from tasks.train.torch_objective import Rows, tally_of
+from tasks.train.torch_state import Applied
+
+Arrays = Mapping[str, NDArray[Any]]
+Estimates = Mapping[nn.Parameter, Tensor]
+
+
+class Part(NamedTuple):
+    """A micro-batch on the device."""
+
+    rows: Rows
+    draw: Draw
+    strengths: Strengths = Strengths()
+
+
+class Measuring(NamedTuple):
+    """What a module is asked without dropout."""
+
+    rows: Rows
+
+
+class Objective(nn.Module):
+    """The model with what training minimises, as one module, so that an engine wraps both."""
+
+    def __init__(self, regularise: RegulariseSpec, model: Model, teacher: Model | None) -> None:
+        super().__init__()
+        self.model = model
+        self._regularise = regularise
+        # No part of the module: it is not trained and has no gradients to share out.
+        self._teacher = [] if teacher is None else [teacher]
+
+    @property
+    def teacher(self) -> Model | None:
+        """The model with averaged weights, for a mean teacher."""
+        return self._teacher[0] if self._teacher else None
+
+    def forward(self, part: Part | Measuring) -> Tally:
+        """The sums of a micro-batch."""
+        if isinstance(part, Measuring):
+            tally: Tally = self.model(*part.rows[:2], lengths=part.rows.lengths)
+            return tally
+        return tally_of(
+            self._regularise,
+            self.model,
+            part.rows,
+            draw=part.draw,
+            strengths=part.strengths,
+            teacher=self.teacher,
+        )
 
 
 class Updater(Protocol):
     """Backward pass and update of one model, whoever shares out what."""
 
-    model: nn.Module
-    """Called with inputs, targets and `draw`; gives a `Tally`."""
+    objective: nn.Module
+    """`Objective`, or an engine around it that is called alike."""
 
-    def apply(self, objective: Tensor, *, step: int, rate: float) -> float:
-        """Backward from this worker's objective and update; the global norm before clipping.
+    def accumulate(self, objective: Tensor) -> None:
+        """Backward from this worker's share of the objective; gradients add up."""
 
-        Gradients are averaged over the workers. Nothing is updated when the norm is not finite.
+    def apply(self, controls: Controls, *, loss_scale: float, curvature: Estimates) -> Applied:
+        """Average the gradients over the workers, clip, update.
+
+        Nothing is updated when the norm is not finite or above `controls.skip`.
         """
+
+    def named(self) -> dict[str, nn.Parameter]:
+        """The model's parameters, whole only where nothing is shared out."""
 
     def move(self, name: str, step: Tensor) -> None:
         """Add to a weight that no gradient moves."""
+
+    def show(self, weights: Arrays) -> None:
+        """Let the model compute with other weights; `state` and updates do not see them."""
 
     def state(self) -> EngineState:
         """The whole weights and slots, by name."""
@@ -67,6 +133,7 @@ class TorchEngine:
         train_spec: TrainSpec,
         *,
         engine: Literal["deepspeed", "plain"] | None = None,
+        regularise: RegulariseSpec = RegulariseSpec(),
     ) -> None:
         """Draw the first weights and hand them to the engine.
 
@@ -74,8 +141,8 @@ class TorchEngine:
             engine: None takes DeepSpeed for float32 and the plain step for float64.
 
         Raises:
-            ValueError: DeepSpeed is asked for float64, or the process group has another size
-                than `train.workers`.
+            ValueError: DeepSpeed is asked for float64, the process group has another size than
+                `train.workers`, or the optimizer needs whole weights where workers share them out.
         """
         wide = train_spec.precision == "float64"
         if wide and engine == "deepspeed":
@@ -83,47 +150,75 @@ class TorchEngine:
                 "train.precision=float64 is not computed by DeepSpeed, which keeps float32 "
                 "master weights; use engine=plain or train.precision=float32."
             )
+        check_sharing(optim_spec, train_spec, regularise)
         self.model_spec, self.optim_spec, self.train_spec = model_spec, optim_spec, train_spec
-        self._plan = plan(optim_spec, weight_table(model_spec))
+        self._regularise = regularise
+        self._table = weight_table(model_spec)
+        self._plan = plan(optim_spec, self._table)
         self._joined = _join(train_spec)
         model = Model(model_spec, precision=train_spec.precision)
         load_weights(model, initial_weights(model_spec, seed=train_spec.seed))
-        optimizer = AdamW(_groups(model, self._plan), optim_spec.rule)
+        optimizer = RuleOptimizer(
+            _groups(model, optim_spec, self._table, self._plan),
+            optim_spec.rule,
+            gradient=optim_spec.gradient,
+            averages=optim_spec.average is not None,
+        )
+        slots = held_slots(optim_spec, self._table)
+        self._model, teacher = model, None
+        if needs_teacher(regularise):
+            teacher = Model(model_spec, precision=train_spec.precision).requires_grad_(False)
+        self._objective = Objective(regularise, model, teacher)
         self._optimizer = optimizer
         self._updater: Updater
         if engine == "plain" or wide:
             from tasks.train.plain_update import PlainUpdater
 
-            self._updater = PlainUpdater(model, optimizer, optim_spec)
+            self._updater = PlainUpdater(self._objective, optimizer, slots)
         else:
             from tasks.train.deepspeed_update import DeepSpeedUpdater
 
-            self._updater = DeepSpeedUpdater(model, optimizer, optim_spec, train_spec)
+            stage = zero_stage(optim_spec, train_spec, regularise)
+            self._updater = DeepSpeedUpdater(
+                self._objective, optimizer, slots, train_spec, stage=stage
+            )
 
-    def step(self, batch: Batch, *, step: int, rate: float) -> StepResult:
-        """Train on this worker's rows of the global batch. `step` counts from 0."""
-        strength = strength_at(self.model_spec, step=step, total_steps=self.train_spec.steps)
-        draw = Draw.of(
-            seed=self.train_spec.seed, step=step, samples=batch.samples, strength=strength
-        )
-        tally = self._tally(batch, draw)
-        sums = _sum_over_workers(tally)
-        count = max(float(sums.count), 1.0)
+    def step(self, batch: Batch, controls: Controls, *, loss_scale: float = 1.0) -> StepResult:
+        """Train on this worker's rows of the global batch."""
+        step, total = controls.step, self.train_spec.steps
+        strength = strength_at(self.model_spec, step=step, total_steps=total)
+        strengths = strengths_at(self._regularise, step=step, total_steps=total)
+        parts = [
+            Part(self._rows(part), self._draw(part, step, strength), strengths)
+            for part in self._cut(batch)
+        ]
+        self._teach()
         # Gradients are averaged over the workers, whose shares of the targets may differ.
-        share = tally.objective * (self.train_spec.workers / count)
-        if self.optim_spec.decay_schedule is not None:
-            self._set_decay(step)
-        norm = self._updater.apply(share, step=step, rate=rate)
-        if math.isfinite(norm):
+        share = self.train_spec.workers / _scored_by_all(parts)
+        if not _scaled(self.train_spec):
+            loss_scale = 1.0
+        estimate = self._estimate(parts, controls) if self._is_due(step) else {}
+        sums: Tally | None = None
+        for part in parts:
+            tally: Tally = self._updater.objective(part)
+            self._updater.accumulate(tally.objective * (share * loss_scale))
+            own = _on_float64(tally)
+            sums = own if sums is None else _added(sums, own)
+        assert sums is not None
+        sums = _sum_over_workers(sums)
+        applied = self._updater.apply(controls, loss_scale=loss_scale, curvature=estimate)
+        if applied.taken:
             for row in balance_rows(self.model_spec):
                 if self._plan[row.name].frozen:
                     continue
                 chosen = sums.chosen[row.place]
                 self._updater.move(row.name, row.rate * torch.sign(chosen.mean() - chosen))
+        count = max(float(sums.count), 1.0)
         return StepResult(
             loss=float(sums.nats) / count,
-            gradient_norm=norm,
+            gradient_norm=applied.norm,
             objective=float(sums.objective) / count,
+            taken=applied.taken,
             load=ExpertLoad.of(
                 [layer.cpu().numpy() for layer in sums.chosen],
                 [layer.cpu().numpy() for layer in sums.taken],
@@ -133,47 +228,124 @@ class TorchEngine:
     @torch.no_grad()
     def loss(self, batch: Batch) -> LossSum:
         """Measure this worker's rows, without dropout and without an update."""
-        sums = _sum_over_workers(self._tally(batch, None))
+        tally: Tally = self._updater.objective(Measuring(self._rows(batch)))
+        sums = _sum_over_workers(_on_float64(tally))
         return LossSum(float(sums.nats), round(float(sums.count)))
+
+    @contextmanager
+    def judged(self) -> Iterator[None]:
+        """Inside, `loss` measures the weights that a model is judged by."""
+        if not averages(self.optim_spec):
+            yield
+            return
+        state = self.state()
+        self._updater.show(judged(self.optim_spec, state.weights, state.slots))
+        try:
+            yield
+        finally:
+            self._updater.show(state.weights)
 
     def state(self) -> EngineState:
         """The whole state, gathered, on every worker."""
         return self._updater.state()
 
     def load(self, state: EngineState) -> None:
-        """Go on from a state that either framework saved; without slots they start at zero.
+        """Go on from a state that either framework saved; without slots they start anew.
 
         Raises:
-            ValueError: the state is of another model.
+            ValueError: the state is of another model or another optimizer.
         """
-        slots = {}
-        for slot in SLOTS:
-            table = weight_table(self.model_spec)
-            zeros = {name: np.zeros(row.shape) for name, row in table.items()}
-            slots[slot] = state.slots.get(slot, zeros)
-        for arrays in (state.weights, *slots.values()):
-            check_weights(self.model_spec, arrays)
+        check_weights(self.model_spec, state.weights)
+        slots = state.slots or first_values(self.optim_spec, self._table, state.weights)
+        check_slots(self.optim_spec, self._table, slots)
         self._updater.load(EngineState(state.weights, slots))
 
     def close(self) -> None:
         """Leave the process group, if this engine joined one."""
         self._updater.close(leave=self._joined)
 
-    def _set_decay(self, step: int) -> None:
-        curve, total = self.optim_spec.decay_schedule, self.train_spec.steps
-        for group in self._optimizer.param_groups:
-            group["weight_decay"] = group["decay"] * decay_share(
-                curve, step=step, total_steps=total
-            )
+    def _is_due(self, step: int) -> bool:
+        return curvature_due(self.optim_spec.rule, step=step)
 
-    def _tally(self, batch: Batch, draw: Draw | None) -> Tally:
-        model = self._updater.model
-        device = next(model.parameters()).device
-        inputs, targets = (
-            torch.from_numpy(rows).to(device) for rows in (batch.inputs, batch.targets)
+    def _estimate(self, parts: Sequence[Part], controls: Controls) -> Estimates:
+        """The curvature that the rule asks for, of the whole batch."""
+        rule = self.optim_spec.rule
+        assert isinstance(rule, SophiaG | SophiaH)
+        named = self._updater.named()
+        moving = {name: named[name] for name, each in self._plan.items() if each.moves}
+        if isinstance(rule, SophiaG):
+            sampled = [self._sampled(part, moving) for part in parts]
+            drawn = torch.stack([each.drawn for each in sampled]).sum()
+            found = _tree_sum([each.gradients for each in sampled])
+            distributed.all_reduce(drawn)
+            _reduce(found)
+            estimate = curvature.gauss_newton_bartlett(curvature.Sampled(found, drawn))
+        else:
+            along = curvature.probes(rule, moving, draw=parts[0].draw)
+            count = _scored_by_all(parts)
+            found = _tree_sum([self._bent(part, moving, along, count) for part in parts])
+            _reduce(found)
+            estimate = {name: along[name] * found[name] for name in moving}
+        return {moving[name]: value for name, value in estimate.items()}
+
+    def _sampled(self, part: Part, moving: Mapping[str, Tensor]) -> curvature.Sampled:
+        draw, rows = part.draw, part.rows
+        return curvature.sampled_gradients(
+            lambda: self._model.logits(rows.inputs, draw=draw, lengths=rows.lengths),
+            moving,
+            rows.targets != IGNORED,
+            draw=draw,
         )
-        tally: Tally = model(inputs, targets, draw=draw)
-        return tally
+
+    def _bent(
+        self, part: Part, moving: Mapping[str, Tensor], along: dict[str, Tensor], count: float
+    ) -> dict[str, Tensor]:
+
+        def mean() -> Tensor:
+            tally: Tally = self._objective(part)
+            return tally.objective / count
+
+        return curvature.hessian_vector(mean, moving, along)
+
+    def _cut(self, batch: Batch) -> list[Batch]:
+        """A worker's rows as micro-batches."""
+        size = len(batch.samples) // self.train_spec.accumulation
+        return [batch.rows(slice(at, at + size)) for at in range(0, len(batch.samples), size)]
+
+    def _rows(self, batch: Batch) -> Rows:
+        device = next(self._model.parameters()).device
+
+        def placed(rows: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+
+        mix = None
+        if batch.others is not None and batch.shares is not None:
+            mix = Mix(placed(batch.others), placed(batch.shares).to(self._number))
+        return Rows(
+            placed(batch.inputs),
+            placed(batch.targets),
+            None if batch.lengths is None else placed(batch.lengths),
+            mix,
+            None if batch.again is None else placed(batch.again),
+        )
+
+    @property
+    def _number(self) -> torch.dtype:
+        return torch.float64 if self.train_spec.precision == "float64" else torch.float32
+
+    def _draw(self, batch: Batch, step: int, strength: int) -> Draw:
+        seed = self.train_spec.seed
+        return Draw.of(seed=seed, step=step, samples=batch.samples, strength=strength)
+
+    @torch.no_grad()
+    def _teach(self) -> None:
+        """Give the mean teacher the averages as they are now."""
+        teacher = self._objective.teacher
+        if teacher is not None:
+            named = self._updater.named()
+            for name, weight in teacher.named_parameters():
+                own = named[name]
+                weight.copy_(self._optimizer.state[own].get("average", own))
 
 
 def _join(train_spec: TrainSpec) -> bool:
@@ -191,30 +363,79 @@ def _join(train_spec: TrainSpec) -> bool:
     return False
 
 
-def _groups(model: Model, plan: Mapping[str, Treatment]) -> list[dict[str, Any]]:
-    """The parameters that move by decay and rate, each group in the order of the table.
+def _groups(
+    model: Model,
+    optim: OptimSpec,
+    table: Mapping[str, Weight],
+    plan: Mapping[str, Treatment],
+) -> list[dict[str, Any]]:
+    """The parameters that move by rule, decay and rate.
 
     The others want no gradient, so that nothing is computed or kept for them.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, treatment in plan.items():
-        parameter = model.get_parameter(name)
-        if treatment.moves:
-            groups.setdefault((treatment.decay, treatment.rate), []).append(parameter)
-        else:
-            parameter.requires_grad_(False)
-    return [
-        {"params": members, "weight_decay": decay, "decay": decay, "share": share}
-        for (decay, share), members in groups.items()
-    ]
+    moving = {name: table[name] for name, treatment in plan.items() if treatment.moves}
+    for name in table.keys() - moving.keys():
+        model.get_parameter(name).requires_grad_(False)
+    return groups_of(
+        optim.rule,
+        moving,
+        named={name: model.get_parameter(name) for name in moving},
+        decay={name: plan[name].decay for name in moving},
+        rates={name: plan[name].rate for name in moving},
+    )
+
+
+def _scaled(train_spec: TrainSpec) -> bool:
+    """Whether gradients pass through float16 and need a scale."""
+    return POLICIES[train_spec.precision].compute == "float16"
+
+
+def _scored_by_all(parts: Sequence[Part]) -> float:
+    """Number of scored targets of the global batch, at least 1."""
+    scored = torch.stack([(part.rows.targets != IGNORED).sum() for part in parts]).sum()
+    distributed.all_reduce(scored)
+    return max(float(scored), 1.0)
+
+
+def _on_float64(tally: Tally) -> Tally:
+    """The figures of a micro-batch without what its gradient needed."""
+    layers = (tuple(each.detach().double() for each in layer) for layer in tally[3:])
+    chosen, taken = layers
+    objective, nats, count = (each.detach().double() for each in tally[:3])
+    return Tally(objective, nats, count, chosen, taken)
+
+
+def _added(left: Tally, right: Tally) -> Tally:
+    pairs = (
+        tuple(a + b for a, b in zip(one, other, strict=True))
+        for one, other in zip(left[3:], right[3:], strict=True)
+    )
+    chosen, taken = pairs
+    objective, nats, count = (a + b for a, b in zip(left[:3], right[:3], strict=True))
+    return Tally(objective, nats, count, chosen, taken)
 
 
 def _sum_over_workers(tally: Tally) -> Tally:
-    """The tally of the global batch, in float64."""
+    """The tally of the global batch."""
     parts = [tally.objective, tally.nats, tally.count, *tally.chosen, *tally.taken]
-    sums = torch.cat([part.detach().double().flatten() for part in parts])
+    sums = torch.cat([part.flatten() for part in parts])
     distributed.all_reduce(sums)
     whole = list(torch.split(sums, [part.numel() for part in parts]))
     layers = len(tally.chosen)
     objective, nats, count = (whole[index].squeeze(0) for index in range(3))
     return Tally(objective, nats, count, tuple(whole[3 : 3 + layers]), tuple(whole[3 + layers :]))
+
+
+def _tree_sum(trees: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    first, *others = trees
+    total = dict(first)
+    for tree in others:
+        for name, value in tree.items():
+            total[name] = total[name] + value
+    return total
+
+
+def _reduce(tree: Mapping[str, Tensor]) -> None:
+    """Sum over the workers, in place."""
+    for value in tree.values():
+        distributed.all_reduce(value)

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from models.spec import ModelSpec, Spec
+from models.spec import POLICIES, ModelSpec, Spec
+from models.weights import flops_per_token
 from optim.spec import OptimSpec
 from tasks.prepare.dataset import open_split
 from tasks.progress import Progress, silent
+from tasks.train.augment_spec import AugmentSpec
+from tasks.train.callbacks import Callback
 from tasks.train.checkpoints import Checkpoint, Checkpoints
 from tasks.train.engine import Engine
 from tasks.train.events import Events
 from tasks.train.identity import Identity
 from tasks.train.loop import Outcome, Seat, run_loop
+from tasks.train.metrics import Metrics
+from tasks.train.peak import measured_peak
+from tasks.train.profiling import Profiler
+from tasks.train.regularise_spec import RegulariseSpec
+from tasks.train.saving import Saved, unwatched
 from tasks.train.spec import TrainSpec
+from tasks.train.speed import Peak
 from tasks.train.stopping import Stopping
 
 
@@ -25,6 +35,8 @@ class Job(Spec):
     model: ModelSpec
     optim: OptimSpec
     train: TrainSpec
+    augment: AugmentSpec = AugmentSpec()
+    regularise: RegulariseSpec = RegulariseSpec()
     data: str
     folder: str
     identity: Identity
@@ -37,8 +49,9 @@ class Job(Spec):
     @property
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
-        keep = self.train.checkpoint.keep
-        return Checkpoints(Path(self.folder), self.identity, keep, self.events)
+        spec = self.train.checkpoint
+        folder = Path(self.folder)
+        return Checkpoints(folder, self.identity, spec.keep, self.events, keep_best=spec.best)
 
 
 def work(
@@ -58,40 +71,106 @@ def work(
         ValueError: the data is damaged, no checkpoint is readable, or the numbers blew up.
     """
     start = _choose(job, seat=seat, agree=agree)
-    if start is not None and start.manifest.step == job.train.steps:
-        return Outcome(job.train.steps, finished=True)
+    if start is not None and is_finished(start, job.train):
+        return Outcome(start.manifest.step, finished=True)
     inputs = job.model.inputs
     context = inputs.context if inputs.kind == "tokens" else None
     training = open_split(Path(job.data), "train", context=context)
     validation = open_split(Path(job.data), "validation", context=context)
-    engine = build_engine(job.model, job.optim, job.train)
-    outcome = run_loop(
-        engine,
-        train=job.train,
-        optim=job.optim,
-        training=training,
-        validation=validation,
-        positions=inputs.length,
-        checkpoints=job.checkpoints,
-        start=start,
-        stopping=stopping,
-        seat=seat,
-        progress=progress,
-    )
+    engine = build_engine(job.model, job.optim, job.train, job.regularise)
+    # Every worker measures: one alone would have the cores of the others.
+    peak, done = peak_of(job, seat), start.manifest.step if start else 0
+    with watched(job, seat=seat, peak=peak, done=done) as (callbacks, told):
+        outcome = run_loop(
+            engine,
+            train=job.train,
+            optim=job.optim,
+            augmentation=job.augment,
+            regularise=job.regularise,
+            training=training,
+            validation=validation,
+            positions=inputs.length,
+            checkpoints=job.checkpoints,
+            start=start,
+            stopping=stopping,
+            seat=seat,
+            agree=agree,
+            callbacks=callbacks,
+            told=told,
+            peak=peak,
+            progress=progress,
+        )
     # Not after an error: the other workers may be gone, and leaving waits for them.
     engine.close()
     return outcome
 
 
-def build_engine(model: ModelSpec, optim: OptimSpec, train: TrainSpec) -> Engine:
+def build_engine(
+    model: ModelSpec,
+    optim: OptimSpec,
+    train: TrainSpec,
+    regularise: RegulariseSpec = RegulariseSpec(),
+) -> Engine:
     """The engine of `train.backend`; the other framework is never imported."""
     if train.backend == "flax":
         from tasks.train.flax_step import FlaxEngine
 
-        return FlaxEngine(model, optim, train)
+        return FlaxEngine(model, optim, train, regularise)
     from tasks.train.torch_step import TorchEngine
 
-    return TorchEngine(model, optim, train)
+    return TorchEngine(model, optim, train, regularise=regularise)
+
+
+def is_finished(last: Checkpoint, train: TrainSpec) -> bool:
+    """Whether a checkpoint is the end of its run."""
+    return last.manifest.step == train.steps or last.manifest.ledger.ended is not None
+
+
+def peak_of(job: Job, seat: Seat) -> Peak:
+    """What the run's utilisation is a share of."""
+    train, needed = job.train, flops_per_token(job.model)
+    if train.peak_flops is not None:
+        return Peak(train.peak_flops, needed)
+    dtype = POLICIES[train.precision].compute
+    return Peak(seat.workers * measured_peak(train.backend, dtype), needed)
+
+
+@contextmanager
+def watched(
+    job: Job, *, seat: Seat, peak: Peak, done: int
+) -> Iterator[tuple[list[Callback], Callable[[Saved], None]]]:
+    """Who listens to a worker's run, and who is told of saved checkpoints.
+
+    Args:
+        done: steps done before this process began.
+    """
+    train, folder = job.train, Path(job.folder)
+    callbacks: list[Callback] = []
+    told = unwatched
+    with ExitStack() as stack:
+        if seat.rank == 0:
+            metrics = stack.enter_context(
+                Metrics(
+                    folder,
+                    run=folder.name,
+                    backend=train.backend,
+                    peak=peak,
+                    port=train.metrics_port,
+                )
+            )
+            told = metrics.after_save
+            callbacks.append(metrics)
+        if train.profile is not None:
+            profiler = Profiler(
+                train.profile,
+                folder,
+                backend=train.backend,
+                rank=seat.rank,
+                done=done,
+                events=job.events,
+            )
+            callbacks.append(stack.enter_context(profiler))
+        yield callbacks, told
 
 
 def _choose(

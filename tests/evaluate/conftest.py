@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,18 +15,29 @@ import pytest
 from models.presets import tiny_image, tiny_language
 from models.record import digest_of
 from models.registry.spec import RegistrySpec
-from models.spec import ModelSpec
+from models.spec import ClassHead, FrameInputs, ModelSpec, TokenInputs
 from models.store import TOKENIZER, ModelManifest, save_model
 from models.weights import initial_weights
 from tasks.artifacts import Champion, DataManifest, Evaluation
 from tasks.evaluate import evaluate
 from tasks.evaluate.spec import Baseline, EvaluateSpec, LogisticBaseline, NgramBaseline
-from tasks.prepare.spec import DataSpec, Digits, SplitShares
+from tasks.prepare.spec import (
+    ByteBpe,
+    DataSpec,
+    Digits,
+    FrameClasses,
+    ImageClasses,
+    NumpyFiles,
+    RowFiles,
+    SplitShares,
+    TextClasses,
+)
 from tests.prepare.conftest import make, text_spec, texts
 
 REGISTRY = RegistrySpec(
     url="sqlite:///state/registry.db", blobs="state/blobs", key_folder="state/keys"
 )
+WORDS = ("spam", "egg", "ham")
 CURVES = "step,tokens,loss,validation_loss\n1,512,6.5,\n2,1024,5.9,\n3,1536,5.4,5.6\n"
 
 
@@ -48,7 +60,39 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The prepared digits; read only."""
     folder = tmp_path_factory.mktemp("digits")
-    make(DataSpec(source=Digits(), tokenizer=None), folder)
+    make(DataSpec(source=Digits(), task=ImageClasses()), folder)
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The prepared texts of three classes, a few to 60 words long; read only."""
+    folder = tmp_path_factory.mktemp("labelled")
+    lines = [
+        json.dumps({"text": f"{WORDS[n % 3]} number {n} " * (n % 20 + 1), "label": WORDS[n % 3]})
+        for n in range(120)
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    source = RowFiles(kind="jsonl", path=str(folder / "rows.jsonl"), label="label")
+    task = TextClasses(tokenizer=ByteBpe(vocabulary=300))
+    make(DataSpec(source=source, task=task, split=SplitShares(validation=0.1, test=0.3)), folder)
+    return folder / "data"
+
+
+@pytest.fixture(scope="session")
+def sequences(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared sequences of 1 to 9 frames and two classes; read only."""
+    folder = tmp_path_factory.mktemp("sequences")
+    generator = np.random.default_rng(3)
+    rows = np.arange(100)
+    x = generator.normal(size=(100, 9, 4)) + (rows % 2)[:, None, None]
+    arrays = {"x": x, "y": rows % 2, "lengths": 1 + rows % 9}
+    (folder / "arrays").mkdir()
+    for name, array in arrays.items():
+        np.save(folder / "arrays" / f"{name}.npy", array)
+    source = NumpyFiles(path=str(folder / "arrays"))
+    shares = SplitShares(validation=0.1, test=0.3)
+    make(DataSpec(source=source, task=FrameClasses(), split=shares), folder)
     return folder / "data"
 
 
@@ -63,7 +107,7 @@ def write_model(
     """An untrained model in its folder, as `train` would write it."""
     folder.mkdir(parents=True, exist_ok=True)
     known = DataManifest.read(data / "manifest.json")
-    extra = () if known.kind == "images" else (TOKENIZER,)
+    extra = () if known.vocabulary is None else (TOKENIZER,)
     for file in extra:
         shutil.copy(data / file, folder / file)
     weights = {name: w.astype("float32") for name, w in initial_weights(spec, seed=seed).items()}
@@ -135,3 +179,19 @@ def text_bench(tmp_path: Path, text: Path) -> Bench:
 def image_bench(tmp_path: Path, digits: Path) -> Bench:
     """A classifier's project without a champion."""
     return _bench(tmp_path / "image", digits, tiny_image(), LogisticBaseline())
+
+
+@pytest.fixture
+def labelled_bench(tmp_path: Path, labelled: Path) -> Bench:
+    """A project that classifies texts, some of which are longer than its context."""
+    inputs = TokenInputs(vocabulary=300, context=24)
+    spec = tiny_image().model_copy(update={"inputs": inputs, "head": ClassHead(classes=3)})
+    return _bench(tmp_path / "labelled", labelled, spec, LogisticBaseline())
+
+
+@pytest.fixture
+def sequence_bench(tmp_path: Path, sequences: Path) -> Bench:
+    """A project that classifies sequences."""
+    inputs = FrameInputs(features=4, context=9)
+    spec = tiny_image().model_copy(update={"inputs": inputs, "head": ClassHead(classes=2)})
+    return _bench(tmp_path / "sequences", sequences, spec, LogisticBaseline())

@@ -30,7 +30,7 @@ from tasks.evaluate.parts import Part, PartScores
 from tasks.evaluate.spec import LogisticBaseline, NgramBaseline
 from tasks.evaluate.table import DOCUMENTS, OTHER, ScoreTable, pool_slices
 from tasks.evaluate.verb import choose
-from tasks.prepare.documents import Document, ImageDocuments, TextDocuments, open_documents
+from tasks.prepare.documents import Document, ArrayDocuments, TextDocuments, open_documents
 from tasks.prepare.tokenizer import read_tokenizer
 from tests.evaluate.conftest import REGISTRY, Bench, write_model
 from tests.registry.factory import verdict_on
@@ -226,8 +226,8 @@ def test_an_image_costs_the_right_class_and_accuracy_counts_the_first(image_benc
     evaluation = image_bench.evaluate()
     stored = load_model(image_bench.root / "model")
     documents = open_documents(image_bench.data, "test")
-    assert isinstance(documents, ImageDocuments)
-    pixels = np.asarray(documents.pixels, np.float32)
+    assert isinstance(documents, ArrayDocuments)
+    pixels = documents.samples.read(np.arange(len(documents))).inputs
     logits = Predictor(stored.spec, stored.weights, precision="float64").logits(pixels)
     logs = log_softmax(logits.astype(np.float64))
     expected = -logs[np.arange(len(logs)), documents.labels]
@@ -381,11 +381,13 @@ def test_a_candidate_of_another_kind_of_data_is_refused(
     write_model(tmp_path / "image", image_bench.data, spec=tiny_image())
     with pytest.raises(ValueError, match="challenger is a model of images and the data is text"):
         text_bench.evaluate(model=tmp_path / "image")
-    with pytest.raises(ValueError, match="baseline.kind must be ngram for text; got logistic"):
+    with pytest.raises(
+        ValueError, match="baseline.kind must be ngram for text without classes; got logistic"
+    ):
         text_bench.with_spec(baseline=LogisticBaseline()).evaluate(
             model=_language(tmp_path / "language", text_bench)
         )
-    with pytest.raises(ValueError, match="baseline.kind must be logistic for images; got ngram"):
+    with pytest.raises(ValueError, match="baseline.kind must be logistic for classes; got ngram"):
         image_bench.with_spec(baseline=NgramBaseline()).evaluate(model=tmp_path / "image")
 
 

@@ -16,8 +16,11 @@ from tests.tolerances import LOGISTIC
 def test_digits_are_mostly_recognised_and_chances_sum_to_one(digits: Path) -> None:
     train, test = (open_split(digits, split, context=None) for split in ("train", "test"))
     fit, held = (part.read(np.arange(len(part))) for part in (train, test))
-    model = fit_logistic(fit.inputs, fit.targets, classes=10, penalty=1.0)
-    logs = model.log_probabilities(held.inputs)
+    pixels, held_out = (
+        part.inputs.reshape(len(part.inputs), -1).astype(np.float64) for part in (fit, held)
+    )
+    model = fit_logistic(pixels, fit.targets, classes=10, penalty=1.0)
+    logs = model.log_probabilities(held_out)
     np.testing.assert_allclose(np.exp(logs).sum(axis=1), 1, rtol=LOGISTIC)
     assert (logs.argmax(axis=1) == held.targets).mean() > 0.9
 
@@ -25,19 +28,19 @@ def test_digits_are_mostly_recognised_and_chances_sum_to_one(digits: Path) -> No
 @pytest.mark.parametrize("classes", [2, 3])
 def test_chances_are_those_of_scikit_learn(classes: int, tmp_path: Path) -> None:
     rows = np.arange(90)
-    images = np.sin(np.outer(rows, np.arange(1, 5))).reshape(90, 2, 2, 1)
-    targets = (rows + (images[:, 0, 0, 0] > 0)) % classes
-    model = fit_logistic(images, targets, classes=classes, penalty=0.5)
+    pixels = np.sin(np.outer(rows, np.arange(1, 5)))
+    targets = (rows + (pixels[:, 0] > 0)) % classes
+    model = fit_logistic(pixels, targets, classes=classes, penalty=0.5)
     model.save(tmp_path / "model.safetensors")
     model = LogisticModel.load(tmp_path / "model.safetensors")
-    judge = LogisticRegression(C=2.0, tol=1e-6, max_iter=2000).fit(images.reshape(90, 4), targets)
+    judge = LogisticRegression(C=2.0, tol=1e-6, max_iter=2000).fit(pixels, targets)
     np.testing.assert_allclose(
-        np.exp(model.log_probabilities(images)),
-        judge.predict_proba(images.reshape(90, 4)),
+        np.exp(model.log_probabilities(pixels)),
+        judge.predict_proba(pixels),
         rtol=LOGISTIC,
     )
 
 
 def test_a_class_without_a_training_image_is_refused() -> None:
-    with pytest.raises(ValueError, match="no image of class 1"):
-        fit_logistic(np.ones((4, 2, 2, 1)), np.array([0, 2, 0, 2]), classes=3, penalty=1.0)
+    with pytest.raises(ValueError, match="no document of class 1"):
+        fit_logistic(np.ones((4, 4)), np.array([0, 2, 0, 2]), classes=3, penalty=1.0)

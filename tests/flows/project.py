@@ -18,7 +18,7 @@ CODE = ("tasks", "models", "optim", "serving", ".dvc/config", ".dvc/.gitignore",
 TINY: dict[str, Any] = {
     "data": {
         "source": {"kind": "jsonl", "path": "documents.jsonl"},
-        "tokenizer": {"kind": "byte_bpe", "vocabulary": 300},
+        "task": {"kind": "language", "tokenizer": {"kind": "byte_bpe", "vocabulary": 300}},
         "split": {"validation": 0.2, "test": 0.2},
     },
     "model": {

@@ -72,7 +72,7 @@ def test_a_change_that_does_not_fit_is_refused_and_nothing_is_written(
 
 def test_values_are_read_as_yaml_1_2() -> None:
     assert parse_change("optim.schedule.peak=1e-3") == ("optim.schedule.peak", 0.001)
-    assert parse_change("optim.clip_norm=null") == ("optim.clip_norm", None)
+    assert parse_change("optim.average=null") == ("optim.average", None)
     with pytest.raises(ValueError, match="KEY=VALUE"):
         parse_change("train.steps")
 

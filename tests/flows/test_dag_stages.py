@@ -107,7 +107,7 @@ def test_each_driver_does_nothing_after_the_other(root: Path) -> None:
         ({"train.steps": 7}, ["train"]),
         ({"train.backend": "flax"}, ["train", "evaluate"]),
         ({"train.seed": 1}, ["train", "gate"]),
-        ({"optim.clip_norm": 0.5}, ["train"]),
+        ({"optim.gradient": {"clip": {"kind": "norm", "limit": 0.5}}}, ["train"]),
         ({"data.split": {"validation": 0.1, "test": 0.2}}, ["prepare"]),
         ({"evaluate.batch": 4}, ["evaluate"]),
         ({"gate.confidence": 0.9}, ["gate"]),

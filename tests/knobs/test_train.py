@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,21 @@ import numpy as np
 import pytest
 
 from models.spec import ConstantCurve
+from optim.controls import controls
 from optim.rules import AdamW
 from optim.schedules import Schedule
 from optim.spec import OptimSpec
-from tasks.prepare.dataset import Batch
+from tasks.prepare.batch import Batch
 from tasks.prepare.order import sample_indices
 from tasks.train.deepspeed_config import deepspeed_config
 from tasks.train.flax_step import FlaxEngine
 from tasks.train.loop import Seat, run_loop, validation_batches
-from tasks.train.spec import CheckpointSpec, TrainSpec
+from tasks.train.run_spec import CheckpointSpec
+from tasks.train.spec import TrainSpec
 from tasks.train.stopping import Stopping
 from tasks.train.worker import build_engine
 from tests.knobs.model import model
+from tests.knobs.run import begun, ended, recovered, recovery_witnesses, run_witnesses, watching
 from tests.knobs.twins import batch_of
 from tests.knobs.witness import Witness, turn, unproven
 from tests.train.bigram import CONTEXT, Bigram, checkpoints, tokens
@@ -37,26 +41,32 @@ SPEC = TrainSpec(
     validation_batches=2,
     checkpoint=CheckpointSpec(every_steps=6, keep=2),
 )
-WITNESSES: tuple[Pair, ...] = tuple(
-    turn(
-        "train",
-        SPEC,
-        {
-            "backend": "flax",
-            "steps": 20,
-            "batch": 8,
-            "seed": 1,
-            "precision": "float64",
-            "workers": 2,
-            "zero_stage": [0, 2, 3],
-            "log_every_steps": 4,
-            "validate_every_steps": 6,
-            "validation_batches": 1,
-            "checkpoint.every_steps": 9,
-            "checkpoint.keep": 1,
-            "restarts": 0,
-        },
+WITNESSES: tuple[Pair, ...] = (
+    tuple(
+        turn(
+            "train",
+            SPEC,
+            {
+                "backend": "flax",
+                "steps": 20,
+                "batch": 8,
+                "accumulation": 2,
+                "seed": 1,
+                "precision": ["float64", "mixed_bfloat16", "mixed_float16"],
+                "workers": 2,
+                "zero_stage": [0, 2, 3],
+                "log_every_steps": 4,
+                "validate_every_steps": 6,
+                "validation_batches": 1,
+                "checkpoint.every_steps": 9,
+                "checkpoint.keep": 1,
+                "checkpoint.best": True,
+                "restarts": 0,
+            },
+        )
     )
+    + run_witnesses(SPEC)
+    + recovery_witnesses(SPEC)
 )
 OPTIM = OptimSpec(rule=AdamW(), schedule=Schedule(peak=0.1, curve=ConstantCurve()))
 TRAINING, VALIDATION = tokens(31), tokens(20, seed=1)
@@ -81,33 +91,35 @@ class Noted(Bigram):
 
 def observed(spec: TrainSpec, folder: Path) -> dict[str, Any]:
     """What the loop does, as the first of its workers sees it."""
-    engine, held = Noted(), checkpoints(folder, train=spec)
+    held = checkpoints(folder, train=spec)
+    engines = [Noted() for _ in range(spec.workers)]
     kept: list[tuple[int, ...]] = []
 
-    def look(done: int, total: int, note: str = "") -> None:
-        kept.append(tuple(held.steps()))
+    def work(rank: int) -> None:
+        run_loop(
+            engines[rank],
+            train=spec,
+            optim=OPTIM,
+            training=TRAINING,
+            validation=VALIDATION,
+            positions=CONTEXT,
+            checkpoints=held,
+            start=None,
+            stopping=Stopping(folder, rank, spec.workers),
+            seat=Seat(rank, spec.workers),
+            told=lambda saved: kept.append(tuple(held.steps())),
+            clock=lambda: 0.0,
+        )
 
-    run_loop(
-        engine,
-        train=spec,
-        optim=OPTIM,
-        training=TRAINING,
-        validation=VALIDATION,
-        positions=CONTEXT,
-        checkpoints=held,
-        start=None,
-        stopping=Stopping(folder),
-        seat=Seat(0, spec.workers),
-        progress=look,
-        clock=lambda: 0.0,
-    )
+    with ThreadPoolExecutor(spec.workers) as workers:
+        list(workers.map(work, range(spec.workers)))
     last = held.newest()
     assert last is not None
     curve = [(row.step, row.validation_loss is None) for row in last.manifest.ledger.curve]
     return {
-        "batches": (engine.trained_on[:20], engine.measured_on[:2]),
+        "batches": (engines[0].trained_on[:20], engines[0].measured_on[:2]),
         "curve": curve,
-        "checkpoints": list(dict.fromkeys(kept)),
+        "checkpoints": [steps for steps in kept if steps[-1] < 20],
     }
 
 
@@ -124,6 +136,33 @@ def test_a_key_changes_what_the_loop_does(pair: Pair, tmp_path: Path) -> None:
     )
     changed = {name for name in before if before[name] != after[name]}
     assert changed == pair.seen
+
+
+@pytest.mark.parametrize("pair", witnesses("start"), ids=str)
+def test_a_key_changes_what_a_run_goes_on_from(pair: Pair, tmp_path: Path) -> None:
+    before, after = (
+        begun(spec.resume, tmp_path / name)
+        for spec, name in ((pair.before, "before"), (pair.after, "after"))
+    )
+    assert before != after
+
+
+@pytest.mark.parametrize("pair", witnesses("end"), ids=str)
+def test_a_key_changes_when_a_run_ends(pair: Pair, tmp_path: Path) -> None:
+    before, after = (
+        ended(spec, tmp_path / name)
+        for spec, name in ((pair.before, "before"), (pair.after, "after"))
+    )
+    assert before != after
+
+
+@pytest.mark.parametrize("pair", witnesses("watching"), ids=str)
+def test_a_key_changes_what_a_run_tells_of_itself(pair: Pair, tmp_path: Path) -> None:
+    before, after = (
+        watching(spec, tmp_path / name)
+        for spec, name in ((pair.before, "before"), (pair.after, "after"))
+    )
+    assert [name for name in before if before[name] != after[name]] == [pair.key.split(".")[1]]
 
 
 def test_the_seed_deals_samples_and_draws_weights_and_dropout() -> None:
@@ -157,24 +196,66 @@ def test_the_backend_is_the_class_that_computes() -> None:
 
 @pytest.mark.parametrize("backend", ["flax", "torch"])
 def test_precision_is_of_the_update(backend: str) -> None:
-    (pair,) = (pair for pair in WITNESSES if pair.key == "train.precision")
+    pairs = [pair for pair in WITNESSES if pair.key == "train.precision"]
     inputs, targets = batch_of(model(), model())
     batch = Batch(inputs.astype(np.int32), targets.astype(np.int32), np.arange(3))
-    kinds = set()
-    for spec in (pair.before, pair.after):
+    found = {}
+    for spec in (pairs[0].before, *(pair.after for pair in pairs)):
         changes = {"backend": backend, "batch": 3, "zero_stage": 0}
         engine = build_engine(model(), OPTIM, spec.model_copy(update=changes))
-        engine.step(batch, step=0, rate=0.1)
-        kinds.add(str(engine.state().weights["norm.weight"].dtype))
+        result = engine.step(batch, controls(OPTIM, step=0, total_steps=spec.steps))
+        found[spec.precision] = (engine.state().weights["norm.weight"].dtype, result.loss)
         engine.close()
-    assert kinds == {"float32", "float64"}
+    kinds = {precision: str(dtype) for precision, (dtype, _) in found.items()}
+    assert kinds == {
+        "float32": "float32",
+        "float64": "float64",
+        "mixed_bfloat16": "float32",
+        "mixed_float16": "float32",
+    }
+    exact = found["float64"][1]
+    away = {precision: abs(loss / exact - 1) for precision, (_, loss) in found.items()}
+    assert away["float32"] < 1e-6 < away["mixed_float16"] < away["mixed_bfloat16"] < 1e-2
+
+
+@pytest.mark.parametrize("pair", witnesses("recovery", "loss scale"), ids=str)
+def test_a_key_changes_what_a_run_does_about_bad_steps(pair: Pair, tmp_path: Path) -> None:
+    before, after = (
+        recovered(spec, tmp_path / name)
+        for spec, name in ((pair.before, "before"), (pair.after, "after"))
+    )
+    assert before != after
+
+
+@pytest.mark.parametrize("backend", ["flax", "torch"])
+def test_accumulation_cuts_the_passes_and_leaves_the_numbers(backend: str) -> None:
+    (pair,) = witnesses("passes")
+    inputs, targets = batch_of(model(), model())
+    rows = np.resize(np.arange(3), pair.before.batch)
+    batch = Batch(inputs[rows].astype(np.int32), targets[rows].astype(np.int32), np.arange(4))
+    losses = []
+    for spec in (pair.before, pair.after):
+        changes = {"backend": backend, "precision": "float64"}
+        engine = build_engine(model(), OPTIM, spec.model_copy(update=changes))
+        sizes = _passes(engine, batch)
+        assert sizes == {spec.batch // spec.accumulation}
+        losses.append(engine.step(batch, controls(OPTIM, step=1, total_steps=spec.steps)).loss)
+        engine.close()
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+
+
+def _passes(engine: Any, batch: Batch) -> set[int]:
+    """How many rows go through the model at a time."""
+    if isinstance(engine, FlaxEngine):
+        return {engine._cut_rows(batch.samples).shape[1]}
+    return {len(part.samples) for part in engine._cut(batch)}
 
 
 @pytest.mark.parametrize("pair", witnesses("layout"), ids=str)
 def test_a_stage_shares_out_more_in_both_frameworks(pair: Pair) -> None:
     stages = []
     for spec in (pair.before, pair.after):
-        config = deepspeed_config(model(), OPTIM, spec)
+        config = deepspeed_config([(3,)], spec, stage=spec.zero_stage)
         stages.append(config["zero_optimization"]["stage"])
     assert stages == [pair.before.zero_stage, pair.after.zero_stage]
     assert placements(pair.before) != placements(pair.after)
@@ -196,8 +277,7 @@ def placements(spec: TrainSpec) -> str:
     with jax.enable_x64(False):
         engine.step(
             Batch(inputs[rows].astype(np.int32), targets[rows].astype(np.int32), rows),
-            step=0,
-            rate=0.1,
+            controls(OPTIM, step=0, total_steps=spec.steps),
         )
     return lowered[0]
 

@@ -281,15 +281,15 @@ FEED_FORWARD = (
     Mutant(
         "bias dropped",
         "flax.linear",
-        "y = y if self.bias is None else y + self.bias[...].astype(x.dtype)",
+        "y = y if bias is None else y + bias.astype(wide)",
         "y = y + 0",
         "attention bias",
     ),
     Mutant(
         "bias twice",
         "torch.linear",
-        "return functional.linear(x, self.weight.to(x.dtype), bias)",
-        "return functional.linear(x, self.weight, bias) + (0 if bias is None else bias)",
+        "return functional.linear(x, weight.to(x.dtype), bias)",
+        "return functional.linear(x, weight, bias) + (0 if bias is None else bias)",
         "gated bias",
     ),
     Mutant(

@@ -50,8 +50,6 @@ TABLE = {
         Weight("balance", (2,), "balance", ("experts",)),
     )
 }
-# Of the learning rate, as muP gives it to matrices of a wider model.
-RATES = {name: 0.25 if name == "matrix" else 1.0 for name in TABLE}
 
 # Every rule, and every field of a rule at two values at least.
 VARIANTS: dict[str, AnyRule] = {
@@ -108,6 +106,15 @@ def decay_of(rule: AnyRule) -> dict[str, float]:
     }
 
 
+def rates_of(rule: AnyRule) -> dict[str, float]:
+    """Of the learning rate: the fallback's share, and what muP gives matrices of a wider model."""
+    parts = parts_of(rule, TABLE)
+    return {
+        name: (parts[name].rate if name in parts else 1.0) * (0.25 if name == "matrix" else 1.0)
+        for name in TABLE
+    }
+
+
 def start() -> Weights:
     """First weights."""
     generator = np.random.default_rng(0)
@@ -152,7 +159,7 @@ def by_reference(
             gradients=gradients(weights, step),
             slots=slots,
             decay=decay_of(rule),
-            rates=RATES,
+            rates=rates_of(rule),
             step=step,
             rate=rate(step),
             curvature=curvature(weights, step) if curvature_due(rule, step=step) else None,
@@ -166,7 +173,13 @@ def by_flax(rule: AnyRule, *, steps: int = STEPS) -> Weights:
 
     def update(weights: flax_rule.Tree, slots: flax_rule.Held, **given: Any) -> flax_rule.Stepped:
         return flax_rule.update(
-            rule, TABLE, weights=weights, slots=slots, decay=decay_of(rule), rates=RATES, **given
+            rule,
+            TABLE,
+            weights=weights,
+            slots=slots,
+            decay=decay_of(rule),
+            rates=rates_of(rule),
+            **given,
         )
 
     with jax.enable_x64(True):
@@ -191,7 +204,7 @@ def by_flax(rule: AnyRule, *, steps: int = STEPS) -> Weights:
 def by_torch(rule: AnyRule, *, steps: int = STEPS, compiled: bool = False) -> Weights:
     """The same by the torch twin, in place."""
     named = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start().items()}
-    groups = groups_of(rule, TABLE, named=named, decay=decay_of(rule), rates=RATES)
+    groups = groups_of(rule, TABLE, named=named, decay=decay_of(rule), rates=rates_of(rule))
     optimizer = RuleOptimizer(groups, rule, compiled=compiled)
     for step in range(steps):
         found = {name: weight.detach().numpy() for name, weight in named.items()}

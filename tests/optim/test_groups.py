@@ -25,6 +25,7 @@ BALANCED = Experts(
 WIDE_EXPERTS = tiny_language().model_copy(
     update={"layers": 1, "feed_forward": BALANCED, "init": WIDE}
 )
+RULE = AdamW(decay=0.1)
 RULES = (
     GroupRule(name="stem", weights="embedding.*", frozen=True),
     GroupRule(name="gains", roles=("gain",), decay=0.01),
@@ -34,7 +35,7 @@ RULES = (
 
 def optim(*rules: GroupRule, **changes: Any) -> OptimSpec:
     schedule = Schedule(peak=1e-3, curve=ConstantCurve())
-    return OptimSpec(rule=AdamW(decay=0.1), schedule=schedule, groups=rules, **changes)
+    return OptimSpec(rule=RULE, schedule=schedule, groups=rules, **changes)
 
 
 RECIPES: dict[str, tuple[ModelSpec, OptimSpec]] = {
@@ -94,8 +95,8 @@ def test_the_first_rule_that_names_a_weight_has_it() -> None:
     narrow = GroupRule(name="queries", weights="*.query.weight", rate=0.25)
     wide = GroupRule(name="first", weights="layers.0.*", rate=0.5, decay=0.2)
     treatments = plan(optim(narrow, wide), table)
-    assert treatments[query] == Treatment("queries", 0.1, 0.25, frozen=False)
-    assert treatments[layer] == Treatment("first", 0.2, 0.5, frozen=False)
+    assert treatments[query] == Treatment("queries", RULE, 0.1, 0.25, frozen=False)
+    assert treatments[layer] == Treatment("first", RULE, 0.2, 0.5, frozen=False)
     assert treatments["layers.1.feed_forward.up.weight"].group == "decayed"
 
 
@@ -108,9 +109,9 @@ def test_a_share_of_the_rate_is_one_of_what_mup_gives() -> None:
 def test_balance_biases_follow_the_load_unless_their_layer_is_frozen() -> None:
     table, name = weight_table(WIDE_EXPERTS), "layers.0.feed_forward.router.balance"
     slower = plan(optim(GroupRule(name="layer", weights="layers.0.*", rate=0.5)), table)
-    assert slower[name] == Treatment("untrained", 0.0, 0.0, frozen=False)
+    assert slower[name] == Treatment("untrained", RULE, 0.0, 0.0, frozen=False)
     still = plan(optim(GroupRule(name="layer", weights="layers.0.*", frozen=True)), table)
-    assert still[name] == Treatment("layer", 0.0, 0.0, frozen=True)
+    assert still[name] == Treatment("layer", RULE, 0.0, 0.0, frozen=True)
     assert not slower[name].moves and not still[name].moves
 
 

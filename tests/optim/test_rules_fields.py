@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from models.spec import ConstantCurve
 from optim.flax.finite import check_finite as flax_check
 from optim.rules import (
     Adafactor,
@@ -19,11 +20,16 @@ from optim.rules import (
     Muon,
     NewtonSchulz,
     Rule,
+    ScheduleFree,
     Soap,
-    check_slices,
+    SophiaG,
+    SophiaH,
     curvature_due,
     why_whole,
 )
+from optim.schedules import Schedule
+from optim.slices import check_slices
+from optim.spec import OptimSpec
 from optim.torch.finite import check_finite as torch_check
 from tests.optim.rule_runs import VARIANTS, by_reference, difference
 
@@ -163,6 +169,11 @@ def test_a_section_survives_being_written_and_read(rule: AnyRule) -> None:
     assert adapter.validate_json(adapter.dump_json(rule)) == rule
 
 
+def spec_of(rule: AnyRule, **changes: Any) -> OptimSpec:
+    schedule = Schedule(peak=0.1, curve=ConstantCurve())
+    return OptimSpec(rule=rule, schedule=schedule, **changes)
+
+
 @pytest.mark.parametrize(
     ("rule", "reason"),
     [
@@ -171,18 +182,22 @@ def test_a_section_survives_being_written_and_read(rule: AnyRule) -> None:
         (Adafactor(), "rows and columns"),
         (AdamW(cautious=True), "cautious: true"),
         (Lion(cautious=True), "caution counts"),
+        (SophiaG(), "curvature is estimated"),
+        (SophiaH(), "curvature is estimated"),
+        (ScheduleFree(), "a number for each weight"),
     ],
 )
 def test_rules_that_need_whole_weights_are_refused_for_slices(rule: AnyRule, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        check_slices(rule)
+        check_slices(spec_of(rule))
 
 
 def test_rules_that_work_value_by_value_take_slices() -> None:
     for rule in VARIANTS.values():
         if rule.elementwise:
             assert why_whole(rule) is None
-            check_slices(rule)
+        if rule.elementwise and not isinstance(rule, ScheduleFree | SophiaG | SophiaH):
+            check_slices(spec_of(rule))
 
 
 def test_curvature_is_asked_for_every_k_steps_from_the_first() -> None:

@@ -82,7 +82,7 @@ def test_both_twins_hold_the_slots_of_the_table(variant: str) -> None:
     for name, part in parts_of(rule, TABLE).items():
         weight = torch.nn.Parameter(torch.tensor(start()[name]))
         optimizer = RuleOptimizer([{"params": [weight], "stacked": part.stacked}], part.rule)
-        optimizer.create_slots([weight])
+        optimizer.create_slots()
         assert set(optimizer.state[weight]) == {slot for slot in table if name in table[slot]}
         for slot, value in optimizer.state[weight].items():
             np.testing.assert_array_equal(value, by_name[slot][name])
@@ -168,7 +168,7 @@ def _check_line(rule: AnyRule, *, compiled: bool) -> None:
     slots = reference_rule.first_slots(rule, LINE, weights)
     parameter = torch.nn.Parameter(torch.tensor(weights["line"]))
     optimizer = RuleOptimizer(
-        [{"params": [parameter], "weight_decay": 0.1, "share": 0.5}], rule, compiled=compiled
+        [{"params": [parameter], "decay": 0.1, "share": 0.5}], rule, compiled=compiled
     )
     for step in range(4):
         gradient, estimate = generator.normal(size=(2, *size))
@@ -211,14 +211,14 @@ def test_resuming_at_step_k_equals_never_stopping(variant: str) -> None:
 
 def _by_torch_with_a_break(rule: AnyRule, *, at: int | None) -> Weights:
     weight = torch.nn.Parameter(torch.tensor(start()["matrix"]))
-    groups = [{"params": [weight], "weight_decay": 0.1}]
+    groups = [{"params": [weight], "decay": 0.1}]
     optimizer = RuleOptimizer(groups, rule)
     for step in range(25):
         if step == at:
             held = {slot: value.clone() for slot, value in optimizer.state[weight].items()}
             weight = torch.nn.Parameter(weight.detach().clone())
-            optimizer = RuleOptimizer([{"params": [weight], "weight_decay": 0.1}], rule)
-            optimizer.create_slots([weight])
+            optimizer = RuleOptimizer([{"params": [weight], "decay": 0.1}], rule)
+            optimizer.create_slots()
             for slot, value in held.items():
                 optimizer.state[weight][slot].copy_(value)
         found = start() | {"matrix": weight.detach().numpy()}
@@ -234,7 +234,7 @@ def _by_torch_with_a_break(rule: AnyRule, *, at: int | None) -> Weights:
 def test_a_weight_without_a_gradient_is_left_alone() -> None:
     weights = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
     weights[0].grad = torch.ones(3)
-    optimizer = RuleOptimizer([{"params": weights, "weight_decay": 0.1}], AdamW())
+    optimizer = RuleOptimizer([{"params": weights, "decay": 0.1}], AdamW())
     optimizer.set_step(0, rate=0.1)
     optimizer.step()
     assert not torch.equal(weights[0], torch.ones(3))
@@ -250,7 +250,7 @@ def test_bfloat16_weights_are_updated_in_float32(variant: str) -> None:
     values, gradient = start()["matrix"], gradients(start(), 3)["matrix"]
     weight = torch.nn.Parameter(torch.tensor(values, dtype=torch.bfloat16))
     weight.grad = torch.tensor(gradient, dtype=torch.bfloat16)
-    optimizer = RuleOptimizer([{"params": [weight], "weight_decay": 0.1}], rule)
+    optimizer = RuleOptimizer([{"params": [weight], "decay": 0.1}], rule)
     optimizer.set_step(0, rate=1e-2)
     optimizer.step()
     weights = {"matrix": jnp.asarray(values, jnp.bfloat16)}

@@ -10,7 +10,16 @@ import pytest
 
 from tasks.artifacts import DataManifest
 from tasks.prepare import prepare
-from tasks.prepare.spec import ByteBpe, DataSpec, Digits, SplitShares, TextFiles
+from tasks.prepare.spec import (
+    ByteBpe,
+    DataSpec,
+    Digits,
+    ImageClasses,
+    Language,
+    RowFiles,
+    SplitShares,
+    TextFiles,
+)
 from tasks.snapshot import snapshot
 
 HARD = (
@@ -37,16 +46,21 @@ def texts() -> list[str]:
 
 def text_spec(path: Path, kind: str = "text", *, vocabulary: int = 320) -> DataSpec:
     """The `data` section for files under `path`."""
+    source = (
+        TextFiles(path=str(path))
+        if kind == "text"
+        else RowFiles(kind=kind, path=str(path))  # type: ignore[arg-type]
+    )
     return DataSpec(
-        source=TextFiles(kind=kind, path=str(path)),  # type: ignore[arg-type]
-        tokenizer=ByteBpe(vocabulary=vocabulary),
+        source=source,
+        task=Language(tokenizer=ByteBpe(vocabulary=vocabulary)),
         split=SplitShares(validation=0.2, test=0.2),
     )
 
 
 def make(spec: DataSpec, folder: Path) -> DataManifest:
     """Snapshot and prepare into `folder/snapshot` and `folder/data`."""
-    snapshot(spec.source, out=folder / "snapshot")
+    snapshot(spec.source, task=spec.task, out=folder / "snapshot")
     return prepare(spec, snapshot=folder / "snapshot", out=folder / "data")
 
 
@@ -73,7 +87,7 @@ def prepared(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The prepared digits; read only."""
     folder = tmp_path_factory.mktemp("digits")
-    make(DataSpec(source=Digits(), tokenizer=None), folder)
+    make(DataSpec(source=Digits(), task=ImageClasses()), folder)
     return folder / "data"
 
 

@@ -16,13 +16,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.record import digest_of_file
-from tasks.artifacts import DataManifest, SnapshotManifest
+from tasks.artifacts import DataManifest, SnapshotManifest, SplitName
 from tasks.prepare import prepare
-from tasks.prepare.dataset import SplitName
-from tasks.prepare.documents import ImageDocuments, TextDocuments, open_documents
-from tasks.prepare.spec import ByteBpe, DataSpec, Digits, SplitShares, StandardLibrary
+from tasks.prepare.documents import ArrayDocuments, TextDocuments, open_documents
+from tasks.prepare.spec import (
+    END_TOKEN,
+    ByteBpe,
+    DataSpec,
+    Digits,
+    ImageClasses,
+    Language,
+    SplitShares,
+    StandardLibrary,
+)
 from tasks.prepare.splits import SPLITS, split_of
-from tasks.prepare.tokenizer import END_TOKEN, open_tokenizer
+from tasks.prepare.tokenizer import open_tokenizer
 from tasks.snapshot import snapshot
 from tests.prepare.conftest import make, text_spec, texts
 
@@ -77,7 +85,7 @@ def test_the_stream_is_documents_and_end_marks(prepared: Path) -> None:
     for split in SPLITS:
         documents = documents_of(prepared, split)
         parts = [[*documents.tokens(index), END_TOKEN] for index in range(len(documents))]
-        assert np.array_equal(documents.token_stream, np.concatenate(parts))
+        assert np.array_equal(documents.token_stream[:], np.concatenate(parts))
         assert documents.token_stream.dtype == np.uint16
 
 
@@ -139,7 +147,13 @@ def test_empty_and_repeated_documents_are_dropped_and_counted(tmp_path: Path) ->
     folder = write_texts(tmp_path / "texts", [*texts(), "", "", texts()[0], *texts()[50:60]])
     manifest = make(text_spec(folder), tmp_path)
     report = json.loads((tmp_path / "data" / "report.json").read_text())
-    assert report["documents"] == {"found": 313, "empty": 2, "duplicates": 11, "kept": 300}
+    assert report["documents"] == {
+        "found": 313,
+        "empty": 2,
+        "duplicates": 11,
+        "duplicates_of_another_class": 0,
+        "kept": 300,
+    }
     assert sum(split.documents for split in manifest.splits.values()) == 300
     for split in SPLITS:
         lengths = report["splits"][split]["bytes_at_most"]
@@ -157,7 +171,7 @@ def test_counts_in_the_manifest_are_those_of_the_files(prepared: Path) -> None:
         assert counts.samples == len(documents.token_stream)
         assert counts.size_bytes == len(documents.text_stream)
     listed = {file.path for file in manifest.files}
-    assert listed == {file.name for file in prepared.iterdir()} - {"manifest.json"}
+    assert listed == {file.name for file in prepared.iterdir()} - {"manifest.json", "report.html"}
 
 
 def test_the_manifest_names_its_snapshot(prepared: Path) -> None:
@@ -195,9 +209,10 @@ def test_digits_keep_their_pixels_and_classes(digits: Path) -> None:
     assert sum(split.documents for split in manifest.splits.values()) == 1797
     for split in SPLITS:
         images = open_documents(digits, split)
-        assert isinstance(images, ImageDocuments)
-        assert images.pixels.dtype == np.float32
-        assert images.pixels.min() == 0 and images.pixels.max() == 1
+        assert isinstance(images, ArrayDocuments)
+        pixels = images.samples.read(np.arange(len(images))).inputs
+        assert pixels.dtype == np.float32
+        assert pixels.min() == 0 and pixels.max() == 1
         assert set(images.labels.tolist()) == set(range(10))
         for document, label in zip(images.documents, images.labels, strict=True):
             assert document.slice == manifest.classes[label]
@@ -251,7 +266,7 @@ def test_a_flipped_byte_in_the_snapshot_is_refused(
 
 
 def test_a_snapshot_of_another_kind_is_refused(prepared: Path, tmp_path: Path) -> None:
-    spec = DataSpec(source=Digits(), tokenizer=None)
+    spec = DataSpec(source=Digits(), task=ImageClasses())
     with pytest.raises(ValueError, match="source.kind=digits and the snapshot must fit"):
         prepare(spec, snapshot=prepared.parent / "snapshot", out=tmp_path / "out")
 
@@ -271,7 +286,7 @@ def test_progress_reaches_its_total(prepared: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_standard_library_is_prepared(tmp_path: Path) -> None:
-    spec = DataSpec(source=StandardLibrary(), tokenizer=ByteBpe(vocabulary=4096))
+    spec = DataSpec(source=StandardLibrary(), task=Language(tokenizer=ByteBpe(vocabulary=4096)))
     manifest = make(spec, tmp_path)
     assert manifest.vocabulary == 4096
     assert sum(split.size_bytes for split in manifest.splits.values()) > 5e6

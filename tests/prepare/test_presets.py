@@ -12,6 +12,8 @@ from tasks.params import Params, overlay, read_yaml
 
 ROOT = Path(__file__).parents[2]
 DEFAULT = read_yaml(ROOT / "params.yaml")
+FRAMES = read_yaml(ROOT / "params" / "frames.yaml")
+TEXT_CLASSES = read_yaml(ROOT / "params" / "text_classes.yaml")
 IMAGE = read_yaml(ROOT / "params" / "image.yaml")
 LANGUAGE = read_yaml(ROOT / "params" / "language.yaml")
 
@@ -24,9 +26,23 @@ def test_the_image_preset_is_a_working_config() -> None:
     assert parameter_count(params.model) < 300_000
 
 
+def test_the_frames_preset_is_a_working_config() -> None:
+    params = Params.parse(overlay(DEFAULT, FRAMES), where="frames.yaml")
+    assert (params.data.source.kind, params.data.task.kind) == ("digits", "frames")
+    assert params.model.inputs.kind == "frames"
+    assert parameter_count(params.model) < 300_000
+
+
+def test_the_preset_of_text_classes_is_a_working_config() -> None:
+    params = Params.parse(overlay(DEFAULT, TEXT_CLASSES), where="text_classes.yaml")
+    assert params.data.task.kind == "text_classes"
+    assert (params.model.inputs.kind, params.model.head.kind) == ("tokens", "classes")
+
+
 def test_the_language_preset_is_the_default() -> None:
     assert overlay(DEFAULT, LANGUAGE) == DEFAULT
-    assert overlay(overlay(DEFAULT, IMAGE), LANGUAGE) == DEFAULT
+    for other in (IMAGE, FRAMES, TEXT_CLASSES):
+        assert overlay(overlay(DEFAULT, other), LANGUAGE) == DEFAULT
 
 
 @pytest.mark.parametrize(

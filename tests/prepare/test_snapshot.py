@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 import json
 import os
 import pickle
@@ -17,8 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from models.spec import Spec
 from tasks.artifacts import SnapshotManifest
-from tasks.prepare.spec import Digits, HuggingFaceDisk, Source, StandardLibrary, TextFiles
+from tasks.prepare.spec import Digits, HuggingFaceDisk, RowFiles, Source, StandardLibrary, TextFiles
 from tasks.snapshot import snapshot
 from tests.prepare.conftest import HARD
 from tests.prepare.test_prepare import digests
@@ -38,7 +40,21 @@ def jsonl(folder: Path) -> Source:
     for name, rows in (("a.jsonl", ROWS[:4]), ("b.jsonl", ROWS[4:])):
         lines = [json.dumps(row, ensure_ascii=name == "a.jsonl") for row in rows]
         (folder / name).write_bytes("\n\n".join(lines).encode() + b"\n")
-    return TextFiles(kind="jsonl", path=str(folder))
+    return RowFiles(kind="jsonl", path=str(folder))
+
+
+def csv_files(folder: Path) -> Source:
+    """CSV files, one of them with a byte order mark as spreadsheets write it."""
+    folder.mkdir()
+    for name, encoding, rows in (
+        ("a.csv", "utf-8-sig", ROWS[:4]),
+        ("b.csv", "utf-8", [{**row, "other": "x" * 200_000} for row in ROWS[4:]]),
+    ):
+        with (folder / name).open("w", encoding=encoding, newline="") as file:
+            writer = csv.DictWriter(file, ["text", "id", "other"])
+            writer.writeheader()
+            writer.writerows(rows)
+    return RowFiles(kind="csv", path=str(folder))
 
 
 def parquet(folder: Path) -> Source:
@@ -46,7 +62,7 @@ def parquet(folder: Path) -> Source:
     folder.mkdir()
     for name, rows in (("a.parquet", ROWS[:4]), ("b.parquet", ROWS[4:])):
         pa.parquet.write_table(pa.Table.from_pylist(rows), folder / name)
-    return TextFiles(kind="parquet", path=str(folder))
+    return RowFiles(kind="parquet", path=str(folder))
 
 
 def hugging_face(folder: Path) -> Source:
@@ -77,6 +93,7 @@ def text(folder: Path) -> Source:
 KINDS: dict[str, tuple[Callable[[Path], Source], set[str]]] = {
     "text": (text, {"single files"}),
     "jsonl": (jsonl, {"a.jsonl", "b.jsonl"}),
+    "csv": (csv_files, {"a.csv", "b.csv"}),
     "parquet": (parquet, {"a.parquet", "b.parquet"}),
     "hugging_face": (hugging_face, {"source"}),
     "hugging_face_splits": (hugging_face_splits, {"train", "test"}),
@@ -143,14 +160,14 @@ def test_a_relative_path_starts_at_the_root(tmp_path: Path) -> None:
 def test_a_single_file_is_a_source_whatever_its_name(tmp_path: Path) -> None:
     jsonl(tmp_path / "source")
     file = (tmp_path / "source" / "a.jsonl").rename(tmp_path / "rows.data")
-    manifest = snapshot(TextFiles(kind="jsonl", path=str(file)), out=tmp_path / "out")
+    manifest = snapshot(RowFiles(kind="jsonl", path=str(file)), out=tmp_path / "out")
     assert manifest.documents == 4
 
 
 def test_another_field_may_hold_the_text(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"body": "one", "text": 5}\n{"body": null}\n')
-    source = TextFiles(kind="jsonl", path=str(file), field="body")
+    source = RowFiles(kind="jsonl", path=str(file), field="body")
     snapshot(source, out=tmp_path / "out")
     assert [document["text"] for document in documents(tmp_path / "out")] == ["one", ""]
 
@@ -197,9 +214,21 @@ def test_the_standard_library_is_pythons_own_source(tmp_path: Path) -> None:
 
 def test_digits_are_written_as_sixteenths(tmp_path: Path) -> None:
     manifest = snapshot(Digits(), out=tmp_path / "out")
-    assert manifest.kind == "images"
+    assert manifest.kind == "arrays"
     assert manifest.documents == 1797
     assert manifest.classes == tuple("0123456789")
+
+
+def source_of(kind: str, path: Path, **fields: Any) -> Source:
+    """A source of files, as `params.yaml` names it."""
+    section = {"source": {"kind": kind, "path": str(path)} | fields}
+    return Sourced.model_validate(section).source
+
+
+class Sourced(Spec):
+    """A section with a source."""
+
+    source: Source
 
 
 def write(content: bytes, name: str = "rows.jsonl") -> Callable[[Path], Path]:
@@ -263,6 +292,30 @@ MISTAKES: list[tuple[str, str, Callable[[Path], Path], str]] = [
     ("nested too deep", "jsonl", write(b"[" * 100_000), r"line 1 is not JSON"),
     ("not an object", "jsonl", write(b"[1]\n"), r"line 1 must hold an object; got list"),
     (
+        "CSV without the field",
+        "csv",
+        write(b"body,id\na,1\n", "a.csv"),
+        r"data\.source\.field .* got text, and the first line of .*a\.csv has body, id",
+    ),
+    (
+        "CSV row too short",
+        "csv",
+        write(b"id,text\n1,a\n2\n", "a.csv"),
+        r"a\.csv, row 2 \(up to line 3\) must hold 2 cells like the first line; got 1",
+    ),
+    (
+        "CSV that is not UTF-8",
+        "csv",
+        write(b"id,text\n1,\xff\n", "a.csv"),
+        r"a\.csv, line \d is not CSV in UTF-8",
+    ),
+    (
+        "CSV with an open quote",
+        "csv",
+        write(b'id,text\n1,"a\n', "a.csv"),
+        r"a\.csv, line 2 is not CSV in UTF-8: unexpected end",
+    ),
+    (
         "missing field",
         "jsonl",
         write(b'{"body": "a", "id": 1}\n'),
@@ -312,12 +365,7 @@ def test_bad_input_gets_one_clear_line(
     kind: str, make: Callable[[Path], Path], message: str, tmp_path: Path
 ) -> None:
     pa.parquet.write_table(pa.table({"body": ["a"]}), tmp_path / "other.parquet")
-    path = str(make(tmp_path))
-    source: Source = (
-        HuggingFaceDisk(path=path)
-        if kind == "hugging_face"
-        else TextFiles(kind=kind, path=path)  # type: ignore[arg-type]
-    )
+    source = source_of(kind, make(tmp_path))
     with pytest.raises(ValueError, match=message) as error:
         snapshot(source, out=tmp_path / "out")
     assert len(str(error.value).splitlines()) == 1
@@ -354,7 +402,7 @@ def test_a_pickle_in_a_source_never_runs(tmp_path: Path) -> None:
     (folder / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     (folder / "dataset.pkl").write_bytes(bomb)
     for source in (
-        TextFiles(kind="parquet", path=str(tmp_path / "a.parquet")),
+        RowFiles(kind="parquet", path=str(tmp_path / "a.parquet")),
         HuggingFaceDisk(path=str(folder)),
     ):
         snapshot(source, out=tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ from numpy.typing import NDArray
 from models.presets import tiny_language
 from models.random import Site, stream_keys, words
 from models.spec import CosineCurve, LinearWarmup
+from optim.controls import Controls
 from optim.schedules import Schedule
 from optim.rules import AdamW
 from optim.spec import OptimSpec
-from tasks.prepare.dataset import Batch, Windows
+from tasks.prepare.batch import Batch
+from tasks.prepare.dataset import Windows
 from tasks.train.checkpoints import Checkpoints
 from tasks.train.engine import EngineState, LossSum, StepResult
 from tasks.train.events import Events
 from tasks.train.identity import run_identity
-from tasks.train.spec import CheckpointSpec, TrainSpec
+from tasks.train.recovery import BadNumbers
+from tasks.train.run_spec import CheckpointSpec
+from tasks.train.spec import TrainSpec
 
 VOCABULARY = 16
 CONTEXT = 4
@@ -34,6 +39,7 @@ TRAIN = TrainSpec(
     validate_every_steps=8,
     validation_batches=2,
     checkpoint=CheckpointSpec(every_steps=6, keep=2),
+    bad_numbers=BadNumbers(action="stop"),
 )
 
 
@@ -47,7 +53,8 @@ class Bigram:
         self.trained_on: list[list[int]] = []
         self.closed = False
 
-    def step(self, batch: Batch, *, step: int, rate: float) -> StepResult:
+    def step(self, batch: Batch, controls: Controls, *, loss_scale: float = 1.0) -> StepResult:
+        step, rate = controls.step, controls.rate
         self.trained_on.append(batch.samples.tolist())
         keys = stream_keys(seed=self.seed, step=step, samples=batch.samples, layer=0, site=Site(3))
         kept = words(keys, CONTEXT) > 2**30
@@ -59,6 +66,9 @@ class Bigram:
     def loss(self, batch: Batch) -> LossSum:
         loss, _ = self._differentiate(batch, np.ones(batch.inputs.shape, bool))
         return LossSum(loss * batch.targets.size, batch.targets.size)
+
+    def judged(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def state(self) -> EngineState:
         return EngineState({"weight": self.weight}, {"momentum": {"weight": self.momentum}})
@@ -83,6 +93,31 @@ class Bigram:
         return float(-np.log(right).mean()), gradient.astype(np.float32)
 
 
+class Bumpy(Bigram):
+    """Its validation loss falls, rises and falls again, whatever it learned."""
+
+    LOSSES = {2: 5.0, 4: 4.0, 6: 4.5, 8: 4.25, 10: 3.0, 12: 3.5, 14: 3.25, 16: 3.75, 18: 2.0}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = 0
+
+    def step(self, *arguments: Any, **named: Any) -> StepResult:
+        self.done += 1
+        return super().step(*arguments, **named)
+
+    def load(self, state: EngineState) -> None:
+        super().load(state)
+        self.done = int(state.slots["done"]["count"])
+
+    def state(self) -> EngineState:
+        held = super().state()
+        return EngineState(held.weights, {**held.slots, "done": {"count": np.asarray(self.done)}})
+
+    def loss(self, batch: Batch) -> LossSum:
+        return LossSum(self.LOSSES.get(self.done, 2.0) * batch.targets.size, batch.targets.size)
+
+
 def tokens(count: int, *, seed: int = 0) -> Windows:
     """`count` windows of a stream in which a token tells a lot about the next."""
     draw = np.random.default_rng(seed)
@@ -96,4 +131,5 @@ def checkpoints(
     """The checkpoints of a run in `folder`; `changed` overrides values of its identity."""
     identity = run_identity(tiny_language(), OPTIM, train, data="d" * 64)
     identity |= changed or {}
-    return Checkpoints(folder, identity, train.checkpoint.keep, Events(folder / "events.jsonl"))
+    events, kept = Events(folder / "events.jsonl"), train.checkpoint
+    return Checkpoints(folder, identity, kept.keep, events, keep_best=kept.best)

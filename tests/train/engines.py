@@ -25,11 +25,12 @@ from models.spec import (
     TokenChoice,
 )
 from models.weights import initial_weights
-from optim.schedule import rate
+from optim.controls import controls
+from optim.gradient import ClipNorm, GradientSpec
 from optim.schedules import Schedule
 from optim.rules import AdamW
 from optim.spec import OptimSpec
-from tasks.prepare.dataset import Batch
+from tasks.prepare.batch import Batch
 from tasks.train.engine import Engine, EngineState, StepResult
 from tasks.train.flax_step import FlaxEngine
 from tasks.train.spec import TrainSpec
@@ -73,7 +74,7 @@ MODELS["tiny_experts"] = experts()
 OPTIM = OptimSpec(
     rule=AdamW(beta1=0.9, beta2=0.95, epsilon=1e-8, decay=0.1),
     schedule=Schedule(peak=3e-3, curve=CosineCurve(warmup=LinearWarmup(steps=5))),
-    clip_norm=0.5,
+    gradient=GradientSpec(clip=ClipNorm(limit=0.5)),
 )
 
 
@@ -83,6 +84,7 @@ def train_spec(
     precision: Literal["float32", "float64"] = "float64",
     workers: int = 1,
     zero_stage: Literal[0, 1, 2, 3] = 1,
+    accumulation: int = 1,
     steps: int = 50,
 ) -> TrainSpec:
     """A run with seed 7 and batches of four."""
@@ -94,6 +96,7 @@ def train_spec(
         precision=precision,
         workers=workers,
         zero_stage=zero_stage,
+        accumulation=accumulation,
     )
 
 
@@ -127,6 +130,7 @@ def run(
     steps: int,
     start: int = 0,
     total_steps: int = 50,
+    optim: OptimSpec = OPTIM,
     rank: int = 0,
     workers: int = 1,
 ) -> list[StepResult]:
@@ -134,8 +138,7 @@ def run(
     return [
         engine.step(
             batch(spec, step=step, rank=rank, workers=workers),
-            step=step,
-            rate=rate(OPTIM.schedule, step=step, total_steps=total_steps),
+            controls(optim, step=step, total_steps=total_steps),
         )
         for step in range(start, steps)
     ]

@@ -24,12 +24,13 @@ from optim.rules import AdamW
 from optim.spec import OptimSpec
 from tasks.artifacts import TrainingReport
 from tasks.prepare import prepare
-from tasks.prepare.spec import ByteBpe, DataSpec, SplitShares, TextFiles
+from tasks.prepare.spec import ByteBpe, DataSpec, Language, SplitShares, TextFiles
 from tasks.progress import Progress, silent
 from tasks.snapshot import snapshot
 from tasks.train import train
 from tasks.train.events import Events
-from tasks.train.spec import CheckpointSpec, TrainSpec
+from tasks.train.run_spec import CheckpointSpec
+from tasks.train.spec import TrainSpec
 
 ROOT = Path(__file__).parents[2]
 # Work enough that a driver which looks ten times a second sees the run before it ends.
@@ -55,7 +56,7 @@ def small_data(folder: Path) -> Path:
         (source / f"{path.parent.name}-{path.name}").write_bytes(path.read_bytes())
     spec = DataSpec(
         source=TextFiles(kind="text", path=str(source)),
-        tokenizer=ByteBpe(vocabulary=320),
+        task=Language(tokenizer=ByteBpe(vocabulary=320)),
         split=SplitShares(validation=0.2, test=0.2),
     )
     snapshot(spec.source, out=folder / "snapshot")
@@ -80,6 +81,7 @@ def run(
         out=folder / "model",
         report=folder / "training.json",
         curves=folder / "curves.csv",
+        page=folder / "training.html",
         scratch=folder / "scratch",
         progress=progress,
     )

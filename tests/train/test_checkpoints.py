@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +20,12 @@ import pytest
 from numpy.typing import NDArray
 
 from models.presets import tiny_language
-from tasks.train import checkpoints as module
+from tasks.train import shards as module
 from tasks.train.checkpoints import Checkpoint, Checkpoints, DamagedCheckpoint, Ledger
 from tasks.train.curves import CurveRow
 from tasks.train.engine import EngineState
-from tasks.train.identity import TRAIN_FIELDS, differences, run_identity
+from tasks.train.identity import CHOOSING_FIELDS, TRAIN_FIELDS, differences, run_identity
+from tasks.train.run_spec import EarlyStopping, ProfileSpec, Require
 from tasks.train.spec import TrainSpec
 from tests.train.bigram import OPTIM, TRAIN, checkpoints
 from tests.train.writer import STEPS, state
@@ -41,7 +45,9 @@ ROW = CurveRow(
 LEDGER = Ledger(seconds=1.5, curve=(ROW,), losses=(0.1, 0.2), interval_s=0.25)
 
 
-def save(held: Checkpoints, step: int, state_: EngineState | None = None) -> None:
+def save(
+    held: Checkpoints, step: int, state_: EngineState | None = None, loss: float | None = None
+) -> None:
     held.save(
         state_ or state(step),
         step=step,
@@ -49,6 +55,7 @@ def save(held: Checkpoints, step: int, state_: EngineState | None = None) -> Non
         backend="torch",
         workers=2,
         ledger=LEDGER,
+        validation_loss=loss,
     )
 
 
@@ -71,10 +78,13 @@ def same(found: EngineState, wanted: EngineState) -> bool:
     )
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shard_bytes", [1, 40, 2**20])
+@pytest.mark.parametrize(
+    ("dtype", "shard_bytes", "files"),
+    # A row of the first array has 16 or 32 bytes, the second array 8 or 16.
+    [(np.float32, 1, 5), (np.float32, 40, 2), (np.float64, 40, 4), (np.float64, 2**20, 1)],
+)
 def test_what_is_saved_is_what_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type, shard_bytes: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: type, shard_bytes: int, files: int
 ) -> None:
     monkeypatch.setattr(module, "SHARD_BYTES", shard_bytes)
     draw = np.random.default_rng(0)
@@ -83,7 +93,15 @@ def test_what_is_saved_is_what_is_read(
         "a": draw.normal(size=(4, 3)).astype(dtype).T,
         "b": draw.normal(size=2).astype(dtype),
     }
-    wanted = EngineState(weights, {"momentum": weights, "empty": {}})
+    # A rule's slots have shapes of their own.
+    slots: dict[str, dict[str, NDArray[Any]]] = {
+        "row_moment": {"a": weights["a"].sum(1), "b": weights["b"]},
+        "basis": {"a": np.eye(4, dtype=dtype)},
+        "scale": {"a": np.asarray(0.5, dtype), "b": np.asarray(3, np.int64)},
+        "average": weights,
+        "empty": {},
+    }
+    wanted = EngineState(weights, slots)
     held = checkpoints(tmp_path)
     save(held, 50, wanted)
     found = newest(held)
@@ -91,8 +109,8 @@ def test_what_is_saved_is_what_is_read(
     assert found.manifest.ledger == LEDGER
     assert (found.manifest.step, found.manifest.samples) == (50, 200)
     assert (found.manifest.backend, found.manifest.workers) == ("torch", 2)
-    assert len(found.manifest.parts["weights"]) == (2 if shard_bytes < 100 else 1)
-    assert (tmp_path / "step-00000050" / "weights-00000.safetensors").is_file()
+    assert len(found.manifest.parts["weights"]) == files
+    assert (tmp_path / "step-00000050" / "weights-000-00000.safetensors").is_file()
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
@@ -103,14 +121,42 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"step-00000003", "step-00000010"}
 
 
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    held = replace(checkpoints(tmp_path), keep_best=True)
+    for step, loss in enumerate([3.0, None, 1.0, 1.0, 2.0, None], start=1):
+        save(held, step, loss=loss)
+    assert held.steps() == [3, 5, 6]
+    best = held.best()
+    assert best is not None and best.manifest.step == 3
+    assert same(best.state, state(3))
+    # A run that goes on from here goes on from the newest.
+    assert newest(held).manifest.step == 6
+    save(held, 7, loss=0.5)
+    assert held.steps() == [6, 7]
+
+
+def test_a_damaged_best_is_told_and_the_next_best_used(tmp_path: Path) -> None:
+    held = replace(checkpoints(tmp_path), keep=3)
+    for step, loss in ((1, 1.0), (2, 2.0), (3, 3.0)):
+        save(held, step, loss=loss)
+    truncate(tmp_path / "step-00000001")
+    best = held.best()
+    assert best is not None and best.manifest.step == 2
+    assert [event["event"] for event in held.events.read()] == ["checkpoint_damaged"]
+    assert checkpoints(tmp_path / "absent").best() is None
+
+
 def test_a_new_run_has_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoints(tmp_path / "absent").newest() is None
 
 
-def test_a_kill_at_any_moment_leaves_the_old_checkpoint_or_the_new_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["at_once", "behind"])
+def test_a_kill_at_any_moment_leaves_the_old_checkpoint_or_the_new_one(
+    tmp_path: Path, how: str
+) -> None:
     """Four saves are killed before every call that touches the disk, one after the other."""
     series = subprocess.run(
-        [sys.executable, "-m", "tests.train.writer", str(tmp_path)],
+        [sys.executable, "-m", "tests.train.writer", str(tmp_path), how],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -138,37 +184,87 @@ def test_a_kill_at_any_moment_leaves_the_old_checkpoint_or_the_new_one(tmp_path:
     assert seen >= {(0, 0), (0, 1), (1, 1), (1, 2), (3, 3), (3, 4), (4, 4)}
 
 
-@pytest.mark.parametrize("call", ["fsync", "replace"])
-@pytest.mark.parametrize("fault", [errno.EIO, errno.ENOSPC])
+FAULTS: set[str] = set()
+FAULT = OSError()
+CALLS = {"open": 0, "fsync": 0, "os.mkdir": 0, "os.rename": 0}
+FATAL = 0
+
+
+def meet(call: str) -> None:
+    """Count a call, and refuse the one that is to fail."""
+    if call in FAULTS:
+        CALLS[call] += 1
+        if CALLS[call] == FATAL:
+            raise FAULT
+
+
+sys.addaudithook(lambda event, arguments: meet(event))
+
+
+@contextmanager
+def refused(call: str, *, number: int, error: OSError) -> Iterator[None]:
+    """Let the `number`-th call of a kind fail, as the disk would."""
+    global FATAL, FAULT
+    really = os.fsync
+
+    def sync(file: Any) -> None:
+        meet("fsync")
+        really(file)
+
+    FATAL, FAULT, CALLS[call] = number, error, 0
+    FAULTS.add(call)
+    os.fsync = sync  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os.fsync = really
+        FAULTS.clear()
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("fault", [errno.EIO, errno.ENOSPC, errno.EROFS], ids=errno.errorcode.get)
 def test_a_disk_that_refuses_leaves_the_previous_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, fault: int
+    tmp_path: Path, call: str, fault: int
 ) -> None:
     held = checkpoints(tmp_path)
     save(held, 1)
-    really = getattr(os, call)
-    for fatal in range(1, 20):
-        calls = 0
-
-        def fail(*arguments: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == fatal:
-                raise OSError(fault, os.strerror(fault))
-            return really(*arguments)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, call, fail)
-            try:
+    failed = 0
+    for number in range(1, 40):
+        try:
+            with refused(call, number=number, error=OSError(fault, os.strerror(fault))):
                 save(held, 2)
-            except OSError:
-                # The last sync of all comes after the rename: the new one may already be there.
-                assert held.steps() in ([1], [1, 2])
-                assert newest(held).manifest.step in (1, 2)
-            else:
+        except OSError as error:
+            assert error.errno == fault
+            failed += 1
+            # What fails after the rename: the new one is there, and whole.
+            assert held.steps() in ([1], [1, 2])
+            assert same(newest(held).state, state(newest(held).manifest.step))
+            assert held.events.read() == []
+        else:
+            assert newest(held).manifest.step == 2
+            if CALLS[call] < number:
                 break
         shutil.rmtree(tmp_path / "step-00000002", ignore_errors=True)
-    assert fatal > 1
-    assert newest(held).manifest.step == 2
+    assert failed > 0
+
+
+@pytest.mark.parametrize("most_bytes", [0, 10, 300])
+def test_a_disk_that_is_full_leaves_the_previous_checkpoint(
+    tmp_path: Path, most_bytes: int
+) -> None:
+    """A limit of the system on the size of files cuts every longer write, as a full disk does."""
+    held = checkpoints(tmp_path)
+    save(held, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            save(held, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert held.steps() == [1]
+    assert newest(held).manifest.step == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"step-00000001"}
 
 
 def flip(folder: Path, file: str, *, at: int) -> None:
@@ -179,7 +275,10 @@ def flip(folder: Path, file: str, *, at: int) -> None:
 
 
 def swap(folder: Path) -> None:
-    first, second = folder / "weights-00000.safetensors", folder / "momentum-00000.safetensors"
+    first, second = (
+        folder / "weights-000-00000.safetensors",
+        folder / "momentum-000-00000.safetensors",
+    )
     content = first.read_bytes()
     first.write_bytes(second.read_bytes())
     second.write_bytes(content)
@@ -199,21 +298,23 @@ def edit(folder: Path) -> None:
 
 
 def truncate(folder: Path) -> None:
-    os.truncate(folder / "weights-00000.safetensors", 50)
+    os.truncate(folder / "weights-000-00000.safetensors", 50)
 
 
 def pickle(folder: Path) -> None:
-    (folder / "weights-00000.safetensors").write_bytes(b"\x80\x04\x8c\x02os\x8c\x06system\x93.")
+    (folder / "weights-000-00000.safetensors").write_bytes(b"\x80\x04\x8c\x02os\x8c\x06system\x93.")
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "a bit flipped in the first shard": lambda folder: flip(
-        folder, "weights-00000.safetensors", at=-3
+        folder, "weights-000-00000.safetensors", at=-3
     ),
-    "a bit flipped in a header": lambda folder: flip(folder, "momentum-00000.safetensors", at=20),
+    "a bit flipped in a header": lambda folder: flip(
+        folder, "momentum-000-00000.safetensors", at=20
+    ),
     "a shard cut short": truncate,
-    "a shard emptied": lambda folder: os.truncate(folder / "momentum-00000.safetensors", 0),
-    "a shard deleted": lambda folder: (folder / "momentum-00000.safetensors").unlink(),
+    "a shard emptied": lambda folder: os.truncate(folder / "momentum-000-00000.safetensors", 0),
+    "a shard deleted": lambda folder: (folder / "momentum-000-00000.safetensors").unlink(),
     "two shards swapped": swap,
     "a pickle in the place of a shard": pickle,
     "the manifest deleted": lambda folder: (folder / "manifest.json").unlink(),
@@ -310,6 +411,7 @@ def test_framework_workers_and_cadence_do_not_make_another_run() -> None:
     other = TRAIN.model_copy(
         update={
             "backend": "flax",
+            "accumulation": 2,
             "workers": 2,
             "zero_stage": 3,
             "log_every_steps": 1,
@@ -317,6 +419,10 @@ def test_framework_workers_and_cadence_do_not_make_another_run() -> None:
             "validation_batches": 1,
             "checkpoint": TRAIN.checkpoint.model_copy(update={"every_steps": 1}),
             "restarts": 0,
+            "resume": Require(),
+            "profile": ProfileSpec(start=1),
+            "metrics_port": 9000,
+            "peak_flops": 1e12,
         }
     )
     identities = [
@@ -328,6 +434,7 @@ def test_framework_workers_and_cadence_do_not_make_another_run() -> None:
 def test_every_field_of_train_is_sorted_into_changing_the_result_or_not() -> None:
     harmless = {
         "backend",
+        "accumulation",
         "workers",
         "zero_stage",
         "log_every_steps",
@@ -335,8 +442,34 @@ def test_every_field_of_train_is_sorted_into_changing_the_result_or_not() -> Non
         "validation_batches",
         "checkpoint",
         "restarts",
+        "resume",
+        "profile",
+        "metrics_port",
+        "peak_flops",
     }
-    assert set(TrainSpec.model_fields) == harmless | set(TRAIN_FIELDS)
+    assert set(TrainSpec.model_fields) == harmless | set(TRAIN_FIELDS) | set(CHOOSING_FIELDS)
+
+
+def test_what_chooses_the_result_makes_another_run_where_something_is_chosen() -> None:
+    def identity(**changes: Any) -> dict[str, Any]:
+        train = TRAIN.model_copy(update=changes)
+        return run_identity(tiny_language(), OPTIM, train, data="d" * 64)
+
+    def changed(**changes: Any) -> set[str]:
+        before, after = identity(**changes), identity(**changes, validate_every_steps=3)
+        return {line.split(":")[0] for line in differences(before, after)}
+
+    best = TRAIN.checkpoint.model_copy(update={"best": True})
+    assert changed() == set()
+    assert changed(early_stopping=EarlyStopping(patience=1)) == {"train.validate_every_steps"}
+    assert changed(checkpoint=best) == {"train.validate_every_steps"}
+    assert differences(
+        identity(early_stopping=EarlyStopping(patience=1)),
+        identity(early_stopping=EarlyStopping(patience=2)),
+    ) == ["train.early_stopping.patience: 1 -> 2"]
+    assert "train.checkpoint.best: absent -> True" in differences(
+        identity(), identity(checkpoint=best)
+    )
 
 
 def test_values_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import ray
 
 from models.spec import ConstantCurve
 from models.store import StoredModel
+from optim.gradient import GradientSpec
 from optim.schedules import Schedule
 from optim.rules import AdamW
 from optim.spec import OptimSpec
@@ -89,7 +90,17 @@ def test_a_run_leaves_a_model_a_report_and_a_curve_and_no_checkpoint(
     assert float(rows[-1]["loss"]) == report.train_loss < 5.0
     assert float(rows[-1]["validation_loss"]) == report.validation_loss
     assert rows[0]["validation_loss"] == ""
-    assert {path.name for path in whole.glob("scratch/*/*")} == {"events.jsonl", "lock"}
+    assert {path.name for path in whole.glob("scratch/*/*")} == {
+        "events.jsonl",
+        "lock",
+        "metrics.prom",
+    }
+    (figures,) = whole.glob("scratch/*/metrics.prom")
+    assert f'tandem_train_checkpoint_step{{run="{figures.parent.name}"}} {STEPS}.0' in (
+        figures.read_text()
+    )
+    assert f"{STEPS} steps of a model" in (whole / "training.html").read_text()
+    assert all(0 < float(row["mfu"]) < 1 for row in rows)
     assert [event["event"] for event in events(whole)] == ["started", "finished"]
 
 
@@ -97,7 +108,8 @@ def test_a_run_whose_driver_and_then_whose_worker_is_killed_ends_with_the_same_b
     whole: Path, data: Path, tmp_path: Path
 ) -> None:
     separate = Separate(data, tmp_path, {})
-    processes = separate.wait_for(12)
+    # The save of step 20 has waited for that of step 10.
+    processes = separate.wait_for(22)
     names = {process.pid: process.name() for process in processes}
     separate.signal(signal.SIGKILL)
     # Two idle agents of Ray wait for its dead server for about a minute before they leave.
@@ -143,7 +155,7 @@ def test_numbers_that_blow_up_end_the_run_with_one_message_and_no_second_try(
     cluster: None, data: Path, tmp_path: Path
 ) -> None:
     schedule = Schedule(peak=1e30, curve=ConstantCurve())
-    optim = OptimSpec(rule=AdamW(), schedule=schedule, clip_norm=None)
+    optim = OptimSpec(rule=AdamW(), schedule=schedule, gradient=GradientSpec(clip=None))
     with pytest.raises(ValueError, match="training stopped at step .*optim.schedule.peak"):
         run(data, tmp_path, changes={"backend": "flax"}, optim=optim)
     assert [event["event"] for event in events(tmp_path)] == ["started", "diverged", "refused"]

@@ -87,7 +87,7 @@ def shares(engine: Engine) -> dict[str, int]:
     carry = engine._carry
     return {
         "weights": sum(a.addressable_data(0).size for a in carry.weights.values()),
-        "slots": sum(a.addressable_data(0).size for a in carry.slots.first_moment.values()),
+        "slots": sum(a.addressable_data(0).size for a in carry.slots["first_moment"].values()),
     }
 
 
@@ -171,8 +171,9 @@ def assert_in_band(found: Trained, *, precision: str) -> None:
 @pytest.mark.slow
 def test_two_torch_workers_equal_one_at_every_zero_stage() -> None:
     runs: list[dict[str, Any]] = [
-        {"precision": "float64"},
+        {"precision": "float64", "accumulation": 2},
         *({"precision": "float32", "zero_stage": stage} for stage in range(4)),
+        *({"precision": "float32", "zero_stage": s, "accumulation": 2} for s in (0, 2, 3)),
     ]
     first, second = in_two_processes(torch_worker, runs)
     for named, found, other in zip(runs, first, second, strict=True):
@@ -184,7 +185,7 @@ def test_two_torch_workers_equal_one_at_every_zero_stage() -> None:
 def test_two_jax_processes_equal_one() -> None:
     runs: list[dict[str, Any]] = [
         {"precision": "float64", "zero_stage": 3},
-        {"precision": "float32", "zero_stage": 1},
+        {"precision": "float32", "zero_stage": 1, "accumulation": 2},
     ]
     first, second = in_two_processes(flax_worker, runs)
     for named, found, other in zip(runs, first, second, strict=True):
@@ -205,6 +206,6 @@ def test_the_zero_stage_changes_who_holds_what_and_not_the_numbers() -> None:
     for found in results:
         assert_in_band(found, precision="float64")
     assert refusal == (
-        f"train.batch must be a multiple of the number of JAX devices; got batch={BATCH - 1}, "
-        f"devices=2. Try batch={BATCH}."
+        f"train.batch must be a multiple of the number of JAX devices x train.accumulation; "
+        f"got batch={BATCH - 1}, devices=2, accumulation=1. Try batch={BATCH}."
     )
