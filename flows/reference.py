@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from models.spec import Spec
+from optim.schedules import Schedule
 from tasks.params import Params
 
 
@@ -32,6 +33,10 @@ class Parameter:
     default: str
     meaning: str
     choices: tuple[str, ...] = ()
+
+
+# A curve may stand in many places; its keys are told in one.
+CURVES_STAND_AT = "optim.schedule.curve"
 
 
 def parameters() -> tuple[Parameter, ...]:
@@ -61,6 +66,10 @@ def _of(spec: type[Spec], path: str) -> Iterator[Parameter]:
             f"{kind}: {(part.__doc__ or '').strip().splitlines()[0]}"
             for kind, part in options.items()
         )
+        if variants == CURVES and key != CURVES_STAND_AT:
+            meaning = f"{field.description}; keys as in {CURVES_STAND_AT}"
+            yield Parameter(f"{key}.kind", " | ".join(choices), _kind(field), meaning, choices)
+            continue
         yield Parameter(f"{key}.kind", " | ".join(choices), _kind(field), meaning, choices)
         for part in dict.fromkeys(options.values()):
             yield from _of(part, f"{key}[{'|'.join(kinds(part))}]")
@@ -95,6 +104,9 @@ def specs_of(field: FieldInfo) -> list[type[Spec]]:
 def kinds(spec: type[Spec]) -> tuple[str, ...]:
     """The values of `kind` that choose a section."""
     return tuple(str(kind) for kind in get_args(spec.model_fields["kind"].annotation))
+
+
+CURVES = specs_of(Schedule.model_fields["curve"])
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:

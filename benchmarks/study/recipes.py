@@ -60,11 +60,14 @@ RECIPES: dict[str, Recipe] = {
     "schedule_free": Recipe(
         ScheduleFree(), 9e-3, "three times AdamW's; the authors say 1 to 10 times", falls=False
     ),
-    "adafactor": Recipe(Adafactor(), 1e-2, "the paper's relative step size"),
+    "adafactor": Recipe(
+        Adafactor(), 3e-2, "three times the paper's relative step size, which left text at the edge"
+    ),
     "muon": Recipe(
         Muon(scale="rms", decay=0.1, fallback=Fallback()),
-        3e-3,
-        "AdamW's, which carries over with scale=rms (arXiv:2502.16982); so do decay and fallback",
+        9e-3,
+        "three times AdamW's, which left both problems at the edge; decay and fallback are "
+        "AdamW's, as they may be with scale=rms (arXiv:2502.16982)",
     ),
     "soap": Recipe(Soap(), 3e-3, "the paper's, and AdamW's"),
 }

@@ -47,7 +47,7 @@ from models.spec import (
     TokenInputs,
     YarnScaling,
 )
-from tests.knobs.curves import CURVES, turns_of_curves
+from tests.knobs.curves import CURVES
 from tests.knobs.witness import Witness, turn
 
 ACTIVATIONS = ["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "tanh", "sigmoid"]
@@ -363,15 +363,6 @@ def of_dropout() -> list[Witness[ModelSpec]]:
         ),
         *turn("model", model(layers=2, dropout=all_of_it), {"dropout.depth": "linear"}),
         *turn("model", dropped, {"dropout.strength": list(CURVES[1:])}),
-        *(
-            witness
-            for curve, turns in turns_of_curves()
-            for witness in turn(
-                "model",
-                model(dropout=DropoutSpec(residual=0.5, strength=curve)),
-                {f"dropout.strength{path}": value for path, value in turns.items()},
-            )
-        ),
     ]
 
 

@@ -24,7 +24,7 @@ from tasks.train.augment_spec import (
     SpanMask,
     TimeMask,
 )
-from tests.knobs.curves import CURVES, RUN, turns_of_curves
+from tests.knobs.curves import CURVES, RUN
 from tests.knobs.witness import Witness, turn, unproven
 
 PARTS: dict[str, tuple[Spec, dict[str, Any]]] = {
@@ -55,10 +55,6 @@ def witnesses(section: str) -> Iterator[Witness[AugmentSpec]]:
 def of_curves(section: str, name: str, whole: Any) -> Iterator[Witness[Any]]:
     """The strength of one part of a section, by every curve."""
     yield from turn(section, whole, {f"{name}.strength": list(CURVES[1:])})
-    for curve, turns in turns_of_curves():
-        part = getattr(whole, name).model_copy(update={"strength": curve})
-        fields = {f"{name}.strength{path}": value for path, value in turns.items()}
-        yield from turn(section, whole.model_copy(update={name: part}), fields)
 
 
 WITNESSES = tuple(witnesses("augment"))

@@ -70,13 +70,11 @@ def grouped(**changes: object) -> OptimSpec:
 
 
 def of_curves() -> Iterator[Pair]:
-    """The learning rate and the decay, by every curve."""
+    """The learning rate, by every field of every curve."""
     for curve, turns in turns_of_curves():
         schedule = Schedule(peak=0.1, curve=curve)
         fields = {f"schedule.curve{path}": value for path, value in turns.items()}
         yield from turn("optim", optim(schedule=schedule), fields)
-        fields = {f"decay_schedule{path}": value for path, value in turns.items()}
-        yield from turn("optim", optim(decay_schedule=curve), fields)
 
 
 def of_rules() -> Iterator[Pair]:
