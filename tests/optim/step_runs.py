@@ -165,26 +165,25 @@ def by_definition(
     *,
     steps: int = STEPS,
     step_once: Callable[..., reference.Stepped] = reference.step,
-    rounding: float = 0.0,
+    arithmetic: type[np.floating[Any]] = np.float64,
 ) -> Ran:
     """The reference optimizer on the gradients of the float64 model, batch by batch.
 
     Args:
         step_once: the step that is judged.
-        rounding: how far each weight and slot is moved before each step, relatively.
+        arithmetic: what the optimizer keeps and computes in; the gradients are float64's, rounded.
     """
-    shake = np.random.default_rng(0)
     table = weight_table(MODEL)
     model = Model(MODEL, precision="float64")
     weights = {name: np.array(w, np.float64) for name, w in initial_weights(MODEL, seed=7).items()}
     slots: Any = first_values(optim, table, weights)
+    weights, slots = rounded(weights, arithmetic), {
+        slot: rounded(held, arithmetic) for slot, held in slots.items()
+    }
     norms: tuple[float, ...] = ()
     seen = []
     for step, batch in enumerate(batches(steps)):
         now = controls(optim, step=step, total_steps=steps, norms=norms)
-        if rounding:
-            weights = shaken(weights, shake, rounding)
-            slots = {slot: shaken(held, shake, rounding) for slot, held in slots.items()}
         load_weights(model, weights)
         draw = Draw.of(
             seed=7,
@@ -218,12 +217,13 @@ def by_definition(
             optim,
             table,
             weights=weights,
-            gradients=gradients,
+            gradients=rounded(gradients, arithmetic),
             slots=slots,
             controls=now,
-            curvature=estimate,
+            curvature=estimate and rounded(estimate, arithmetic),
         )
-        weights, slots = stepped.weights, stepped.slots
+        weights = rounded(stepped.weights, arithmetic)
+        slots = {slot: rounded(held, arithmetic) for slot, held in stepped.slots.items()}
         norms = remembered(optim.gradient, norms, stepped.norm)
         seen.append((objective.item(), stepped.norm, stepped.taken))
     objectives, found_norms, taken = zip(*seen, strict=True)
@@ -231,14 +231,11 @@ def by_definition(
     return Ran(np.array(objectives), np.array(found_norms), list(taken), ended)
 
 
-def shaken(
-    arrays: dict[str, NDArray[Any]], shake: np.random.Generator, rounding: float
+def rounded(
+    arrays: dict[str, NDArray[Any]], arithmetic: type[np.floating[Any]]
 ) -> dict[str, NDArray[Any]]:
-    """Every value moved by up to `rounding` of itself."""
-    return {
-        name: values * (1 + rounding * shake.uniform(-1, 1, values.shape))
-        for name, values in arrays.items()
-    }
+    """The same values as numbers of another kind."""
+    return {name: values.astype(arithmetic, copy=False) for name, values in arrays.items()}
 
 
 def by_engine(

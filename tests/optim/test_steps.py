@@ -83,12 +83,17 @@ def test_the_stages_act() -> None:
 
 @functools.cache
 def band(rule: str, stage: str) -> float:
-    """How far float32 may lead: what half a rounding of each weight does, times a factor."""
+    """How far float32 may lead: where the definition in float32 leads, times a factor.
+
+    SOAP's is 50 times wider than the others': in directions that no gradient takes it divides one
+    rounding by another.
+    """
     optim = recipe(rule, stage)
     assert optim is not None
-    moved = by_definition(optim, steps=STEPS_FLOAT32, rounding=2.0**-24)
+    moved = by_definition(optim, steps=STEPS_FLOAT32, arithmetic=np.float32)
     exact = by_definition(optim, steps=STEPS_FLOAT32)
-    return CURVE_FLOAT32_LOSS + CURVE_FLOAT32_FACTOR * apart(moved, exact)
+    away = float(np.abs(moved.objectives / exact.objectives - 1).max())
+    return CURVE_FLOAT32_LOSS + CURVE_FLOAT32_FACTOR * away
 
 
 STEPS_FLOAT32 = 30
@@ -182,7 +187,8 @@ def mutated(mutant: Mutant) -> Any:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.stage}: {m.before} -> {m.after}")
 def test_the_comparison_finds_a_planted_mistake(mutant: Mutant) -> None:
-    optim = recipe("adamw", mutant.stage)
+    """With SGD, to which a gradient's size is not the same as any other."""
+    optim = recipe("sgd", mutant.stage)
     assert optim is not None
     right = by_definition(optim, steps=40)
     wrong = by_definition(optim, steps=40, step_once=mutated(mutant))
