@@ -2,12 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
-# Tests that only compute may share the cores; the others start services and are timed.
-ALONE := tests/models tests/optim tests/knobs
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: run stop up test check proof bench-models bench-optim study golden clean
+.PHONY: run stop up test check proof bench-models bench-train bench-optim study golden clean
 
 run: $(INSTALLED)          ## raw data to a served model; `make run ARGS="--set train.backend=flax"`
 	$(BIN)/tandem run $(ARGS)
@@ -18,9 +16,10 @@ stop: $(INSTALLED)         ## end every process that `make run` or `make up` sta
 up: $(INSTALLED)           ## Prefect server, worker and deployments, for the UI and the schedule
 	$(BIN)/tandem up
 
+# Tests that start nothing share the cores; those that do are timed.
 test: check                ## format, types, layers, tests: what CI runs
-	$(BIN)/python -m pytest -m "not proof" --numprocesses 2 --dist loadfile $(ALONE)
-	$(BIN)/python -m pytest -m "not proof" $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -m "not slow and not proof" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "slow and not proof"
 
 check: $(INSTALLED)
 	$(BIN)/black --check --quiet . || ($(BIN)/black --diff --quiet . | head -50; exit 1)
@@ -33,6 +32,9 @@ proof: $(INSTALLED)        ## the long proofs
 
 bench-models: $(INSTALLED) ## speed of both twins beside transformers
 	$(BIN)/python -m benchmarks.models $(ARGS)
+
+bench-train: $(INSTALLED)  ## speed of training beside other loops; ARGS="--quick" for a glance
+	$(BIN)/python -m benchmarks.train $(ARGS)
 
 bench-optim: $(INSTALLED)  ## speed of the optimizer rules beside torch.optim and optax
 	$(BIN)/python -m benchmarks.optim $(ARGS)

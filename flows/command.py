@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from flows import environment, exchange_command, explain_command, keys_command, registry_command
+from flows.forms import PresetName
 from flows.outcome import TakenBack
 from flows.terminal import err, out, print_record, root
 from serving.client import Unreachable
@@ -34,7 +35,7 @@ command.add_typer(explain_command.command)
 command.add_typer(exchange_command.command)
 
 Preset = Annotated[
-    Literal["language", "image"] | None,
+    PresetName | None,
     typer.Option(help="Put this overlay of params/ on params.yaml first."),
 ]
 Changes = Annotated[

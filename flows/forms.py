@@ -6,13 +6,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+# The overlays in `params/`.
+PresetName = Literal["language", "image", "frames", "text_classes"]
+
 
 class TrainRequest(BaseModel):
     """A run of the pure stages up to the model. Changes are written into `params.yaml`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: Literal["language", "image", "frames", "text_classes"] | None = Field(
+    preset: PresetName | None = Field(
         None, description="overlay of params/ to put on params.yaml first"
     )
     backend: Literal["flax", "torch"] | None = Field(

@@ -13,7 +13,7 @@ the cost.
 from __future__ import annotations
 
 import hashlib
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ MIX = (0x7FEB352D, 0x846CA68B)
 SECOND_VIEW = 2**31
 
 
+@unique
 class Site(IntEnum):
     """Where a number is used. A site's value is part of its key and never changes."""
 
@@ -59,7 +60,7 @@ class Site(IntEnum):
     TIME_MASK = 25
     SPAN_MASK = 26
     DISTURBANCE = 27
-    GRADIENT_NOISE = 19
+    GRADIENT_NOISE = 28
 
 
 def threefry2x32(

@@ -55,6 +55,13 @@ class MixturePart(Spec):
     )
 
 
+class LengthOrder(Spec):
+    """Batches of samples of about one length."""
+
+    batches: int = Field(description="whose samples are sorted together")
+    lengths: int = Field(description="that batches are cut to, at most")
+
+
 class DataManifest(Record):
     """What `prepare` made: `artifacts/data/manifest.json`."""
 
@@ -71,6 +78,7 @@ class DataManifest(Record):
     end: int | None = Field(None, description="token of the end mark; None without text")
     rows: PackedRows | None = Field(None, description="documents in rows; None for a stream")
     parts: tuple[MixturePart, ...] | None = Field(None, description="None for a single source")
+    order: LengthOrder | None = Field(None, description="None: samples come whatever their length")
 
 
 class TrainingReport(Record):

@@ -36,6 +36,11 @@ class GateSpec(Spec):
     margin: float = Field(0.0, ge=0, description="loss that a challenger may give away, in units")
 
 
+# Sections that may be empty but not absent: stages of dvc.yaml depend on them, and DVC refuses a
+# file without them. The others have keys that are required anyway.
+VERSIONED = ("augment", "regularise", "gate", "registry")
+
+
 class Params(Spec):
     """`params.yaml` as a whole."""
 
@@ -88,7 +93,12 @@ class Params(Spec):
         Raises:
             ValueError: one line for each mistake: key, rule, value.
         """
-        return cls.parse(read_yaml(path), where=str(path))
+        sections = read_yaml(path)
+        absent = [name for name in VERSIONED if name not in sections]
+        if absent:
+            rule = "is required, if empty; add"
+            raise ValueError("\n".join(f"{path}: {name} {rule} `{name}: {{}}`." for name in absent))
+        return cls.parse(sections, where=str(path))
 
     @classmethod
     def parse(cls, sections: dict[str, Any], *, where: str) -> Self:

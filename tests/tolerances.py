@@ -14,6 +14,10 @@ CURVE_FLOAT64 = 1e-9
 # (4e-8 to 3e-7; SOAP 1e-5). Float32 runs were at a fifth of the band.
 CURVE_FLOAT32_LOSS = 1e-6
 CURVE_FLOAT32_FACTOR = 10.0
+# The same for sixteen bits between float32 weights: what float64 does on weights rounded to them
+# before every step, times a factor for activations, which are rounded too (measured: up to 3.2
+# times). Weights kept in sixteen bits leave it, and so do gradients that are clipped too early.
+CURVE_SIXTEEN_BITS_FACTOR = 5.0
 
 # A chance is a product of at most eight divisions; a count off by one moves it by 1e-3.
 NGRAM = 1e-12

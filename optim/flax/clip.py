@@ -12,18 +12,17 @@ from jax.typing import ArrayLike
 from optim.reference import CLIP_EPSILON
 
 
-class Clipped(NamedTuple):
-    """Gradients after clipping, and their global norm before it."""
+class Clipping(NamedTuple):
+    """What scales gradients to the limit, and their global norm before it."""
 
-    gradients: Any
+    scale: jax.Array
     norm: jax.Array
 
 
-def clip_by_global_norm(gradients: Any, limit: ArrayLike) -> Clipped:
-    """Scale a tree of gradients by `min(1, limit / (norm + 1e-6))`, as the reference does.
+def clip_by_global_norm(gradients: Any, limit: ArrayLike) -> Clipping:
+    """`min(1, limit / (norm + 1e-6))`, as the reference has it; nothing is scaled yet.
 
     `optax.clip_by_global_norm` leaves the 1e-6 out.
     """
     norm = optax.tree.norm(gradients)
-    scale = jnp.minimum(limit / (norm + CLIP_EPSILON), 1.0)
-    return Clipped(jax.tree.map(lambda leaf: leaf * scale, gradients), norm)
+    return Clipping(jnp.minimum(limit / (norm + CLIP_EPSILON), 1.0), norm)

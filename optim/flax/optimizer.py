@@ -68,41 +68,40 @@ class Optimizer:
             controls: numbers of the step, which may be traced.
             curvature: of each weight, where `optim.rules.curvature_due` says so.
         """
-        scaled, norm = clip_by_global_norm(dict(gradients), controls.clip)
-        seen = {name: self._shaped(weights, scaled, name, step=controls.step) for name in weights}
         held = {slot: dict(arrays) for slot, arrays in slots.items()}
         averages = held.pop("average", None)
-        moved = rule.update(
-            self.optim.rule,
-            self.table,
-            weights=weights,
-            gradients=seen,
-            slots=held,
-            decay=self._decay_now(controls.decay_share),
-            rates=self._rates,
-            step=controls.step,
-            rate=controls.rate,
-            curvature=curvature,
-        )
+        scale, norm = clip_by_global_norm(dict(gradients), controls.clip)
+        taken = jnp.isfinite(norm) & (norm <= controls.skip)
+
+        def new() -> rule.Stepped:
+            # Scaled inside, or all scaled gradients would be written down first.
+            scaled = {name: gradient * scale for name, gradient in gradients.items()}
+            return rule.update(
+                self.optim.rule,
+                self.table,
+                weights=weights,
+                gradients={
+                    name: self._shaped(weights, scaled, name, step=controls.step)
+                    for name in weights
+                },
+                slots=held,
+                decay=self._decay_now(controls.decay_share),
+                rates=self._rates,
+                step=controls.step,
+                rate=controls.rate,
+                curvature=curvature,
+            )
+
+        old = rule.Stepped(dict(weights), held)
+        moved = rule.in_place(self.optim.rule, taken, old=old, new=new)
         if averages is not None:
+            share = controls.average_share
             moved.slots["average"] = {
-                name: average + _number(controls.average_share, average) * (new - average)
+                name: jnp.where(taken, average + _number(share, average) * (new - average), average)
                 for name, average in averages.items()
                 for new in [moved.weights[name].astype(average.dtype)]
             }
-        taken = jnp.isfinite(norm) & (norm <= controls.skip)
-        return Stepped(
-            {name: jnp.where(taken, moved.weights[name], old) for name, old in weights.items()},
-            {
-                slot: {
-                    name: jnp.where(taken, moved.slots[slot][name], old)
-                    for name, old in arrays.items()
-                }
-                for slot, arrays in slots.items()
-            },
-            norm,
-            taken,
-        )
+        return Stepped(*moved, norm, taken)
 
     def judged(self, weights: Tree, slots: Held) -> Tree:
         """The weights that a model is measured with; see `optim.state.judged`."""

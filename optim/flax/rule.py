@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
@@ -41,6 +42,8 @@ RULES: Mapping[str, Callable[..., Updated]] = {
     "muon": muon.update,
     "soap": soap.update,
 }
+# Slots whose old value new weights or other slots are made of.
+WRITTEN_LAST: Mapping[str, tuple[str, ...]] = {"lion": ("momentum",), "adan": ("last_gradient",)}
 
 
 class Stepped(NamedTuple):
@@ -113,6 +116,35 @@ def update(
         stepped.weights[name] = updated.weight.astype(weight.dtype)
         for slot, value in updated.slots.items():
             stepped.slots[slot][name] = value
+    return stepped
+
+
+def in_place(
+    rule: AnyRule, taken: ArrayLike, *, old: Stepped, new: Callable[[], Stepped]
+) -> Stepped:
+    """A step where it is taken, else what was; with `old` donated, written over it.
+
+    XLA's CPU compiler gives every new array a loop of its own and copies a donated array that one
+    loop writes and another one reads, unless the order is certain. What `lax.cond` answers is
+    certain, and by a choice (`jnp.where`) between old and new every loop would read old values.
+    docs/bench/optim.md has the times; Schedule-Free, whose weights and base are made of each
+    other's old values, still copies one of them.
+    """
+    last = WRITTEN_LAST.get(rule.kind, ())
+
+    def part(stepped: Stepped, *, of_last: bool) -> Held:
+        return {slot: held for slot, held in stepped.slots.items() if (slot in last) == of_last}
+
+    def first(stepped: Stepped) -> Stepped:
+        return Stepped(stepped.weights, part(stepped, of_last=False))
+
+    stepped: Stepped
+    stepped, done = jax.lax.cond(taken, lambda: (first(new()), True), lambda: (first(old), False))
+    if last:
+        then = jax.lax.cond(
+            done, lambda: part(new(), of_last=True), lambda: part(old, of_last=True)
+        )
+        stepped.slots.update(then)
     return stepped
 
 

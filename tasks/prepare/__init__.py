@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.record import FileDigest
-from tasks.artifacts import DataManifest
+from tasks.artifacts import DataManifest, LengthOrder
 from tasks.folder import replaced, require_space
 from tasks.prepare.classes import write_classes
 from tasks.prepare.dataset import MANIFEST
@@ -78,6 +78,11 @@ def prepare(
             end=written.end,
             rows=written.rows,
             parts=written.parts,
+            order=(
+                LengthOrder(batches=spec.order.batches, lengths=spec.order.lengths)
+                if spec.order.kind == "by_length"
+                else None
+            ),
         )
         manifest.write(scratch / MANIFEST)
     return manifest

@@ -155,7 +155,8 @@ def open_array(path: Path) -> NDArray[Any]:
         ValueError: not an array of plain numbers. Pickled objects are refused unread.
     """
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Not `np.load`, which takes archives as well.
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(f"{path} is not a .npy file of plain numbers: {error}") from None
     return array

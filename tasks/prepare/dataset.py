@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from models.record import verify_files
 from tasks.artifacts import DataManifest, SplitName
 from tasks.prepare.arrays import Stream, open_array, open_stream
 from tasks.prepare.batch import Batch
+from tasks.prepare.by_length import ByLength
 from tasks.prepare.order import Share
 from tasks.prepare.packing import RowIndex
 
@@ -32,6 +33,9 @@ class Samples(Protocol):
 
     def read(self, indices: NDArray[np.int64]) -> Batch:
         """The samples at these indices, in this order."""
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Places of these samples that count, as in `Batch.lengths`; None: all of each."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ class Windows:
         starts = starts + (indices - (ends - self._counts)[source]) * self.context
         windows = self.tokens[starts[:, None] + np.arange(self.context + 1)].astype(np.int32)
         return Batch(windows[:, :-1], windows[:, 1:], indices)
+
+    def lengths(self, indices: NDArray[np.int64]) -> None:
+        """Windows are full."""
 
     @property
     def _counts(self) -> tuple[int, ...]:
@@ -131,6 +138,15 @@ class Rows:
             lengths[row] = place
         return Batch(inputs, targets, indices, lengths)
 
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Places of these rows that hold tokens."""
+        _check_indices(indices, len(self))
+        return self.index.filled(indices)
+
+    def cut_to(self, length: int) -> Self:
+        """The same rows with another T."""
+        return replace(self, length=length)
+
 
 @dataclass(frozen=True)
 class Texts:
@@ -166,12 +182,20 @@ class Texts:
         """Tokens padded behind with end marks, and classes."""
         _check_indices(indices, len(self))
         inputs = np.full((len(indices), self.context), self.end, np.int32)
-        # The end mark behind a document says nothing about its class.
-        whole = self.starts[indices + 1] - self.starts[indices] - 1
-        lengths = np.minimum(whole, self.context).astype(np.int64)
+        lengths = self.lengths(indices)
         for row, (start, length) in enumerate(zip(self.starts[indices], lengths, strict=True)):
             inputs[row, :length] = self.tokens[start : start + length]
         return Batch(inputs, self.labels[indices].astype(np.int32), indices, lengths)
+
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Tokens of these documents that are read."""
+        # The end mark behind a document says nothing about its class.
+        whole = self.starts[indices + 1] - self.starts[indices] - 1
+        return whole.clip(max=self.context).astype(np.int64)
+
+    def cut_to(self, length: int) -> Self:
+        """The same documents with another T."""
+        return replace(self, context=length)
 
 
 @dataclass(frozen=True)
@@ -198,6 +222,9 @@ class Images:
         """Images and classes; bytes are divided by 255."""
         _check_indices(indices, len(self))
         return Batch(_floats(self.pixels[indices]), self.labels[indices].astype(np.int32), indices)
+
+    def lengths(self, indices: NDArray[np.int64]) -> None:
+        """Images are of one size."""
 
 
 @dataclass(frozen=True)
@@ -228,14 +255,24 @@ class Sequences:
         """Frames padded behind with zeros, and classes; bytes are divided by 255."""
         _check_indices(indices, len(self))
         inputs = np.zeros((len(indices), self.longest, self.frames.shape[1]), np.float32)
-        lengths = (self.starts[indices + 1] - self.starts[indices]).astype(np.int64)
+        lengths = self.lengths(indices)
         for row, (start, length) in enumerate(zip(self.starts[indices], lengths, strict=True)):
             inputs[row, :length] = _floats(self.frames[start : start + length])
         return Batch(inputs, self.labels[indices].astype(np.int32), indices, lengths)
 
+    def lengths(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Frames of these sequences."""
+        return (self.starts[indices + 1] - self.starts[indices]).astype(np.int64)
+
+    def cut_to(self, length: int) -> Self:
+        """The same sequences, padded to another length."""
+        return replace(self, longest=length)
+
 
 def open_split(folder: Path, split: SplitName, *, context: int | None) -> Samples:
     """Open one split for training or validation, memory-mapped.
+
+    The training split comes in batches of about one length if `data.order` asks for them.
 
     The SHA-256 of every file of the split is compared with the manifest before anything is read.
 
@@ -263,6 +300,13 @@ def open_split(folder: Path, split: SplitName, *, context: int | None) -> Sample
         # The others are read in stored order.
         if not share.count and (split == "train" or not len(samples)):
             _refuse_short(samples, split, number)
+    if split == "train" and manifest.order is not None:
+        if not isinstance(samples, Rows | Texts | Sequences):
+            raise ValueError(
+                f"{folder} has an order by length and samples that are all full; run the stage "
+                "prepare again."
+            )
+        return ByLength.of(samples, manifest.order)
     return samples
 
 

@@ -7,17 +7,21 @@ workers or the other framework sees the same order, and memory does not grow wit
 
 In a mixture each source has a walk of its own, and the sources take turns by their weights. How
 often each had its turn before a position is computed as well.
+
+Batches of about one length are the same walk, sorted within a window of some batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from models.random import Site, Words, mix, threefry2x32
+
+Indices = NDArray[np.int64]
 
 ROUNDS = 8
 MOST_SAMPLES = 2**32
@@ -96,6 +100,60 @@ def sample_indices(count: int, *, seed: int, step: int, batch: int) -> NDArray[n
     [[2, 4, 0, 1, 3], [2, 3, 1, 0, 4]]
     """
     return _walk(count, _positions(step, batch), seed=seed, source=0)
+
+
+def indices_by_length(
+    count: int,
+    *,
+    lengths: Callable[[Indices], Indices],
+    seed: int,
+    step: int,
+    batch: int,
+    together: int,
+) -> Indices:
+    """The samples of one step's global batch, which are about equally long.
+
+    The walk of `sample_indices` is cut into windows of `together` batches, and again where an epoch
+    ends. The samples of such a piece are sorted by length and dealt in that order to its steps, but
+    which step has the shortest and which the longest is drawn. So every sample comes exactly once
+    per epoch, and the walk depends on the batch size.
+
+    Args:
+        count: samples in the split, 1 .. 2**32.
+        lengths: gives the length of each of some samples, (any,) to (any,).
+        seed, step, batch: as in `sample_indices`.
+        together: batches of a window.
+
+    Returns:
+        (B,), values 0 .. count - 1; rows in the order of the walk.
+
+    Raises:
+        ValueError: an argument is out of range.
+
+    >>> odd_ones_are_longer = {"lengths": lambda samples: samples % 2, "together": 4}
+    >>> asked = {"seed": 0, "batch": 2} | odd_ones_are_longer
+    >>> order = [indices_by_length(8, step=step, **asked) for step in range(4)]
+    >>> [own.tolist() for own in order]
+    [[5, 7], [0, 6], [2, 4], [1, 3]]
+    """
+    own = _positions(step, batch)
+    window = step // together
+    positions = np.arange(window * together * batch, (window + 1) * together * batch)
+    chosen = []
+    for epoch in np.unique(own // count):
+        here = positions[positions // count == epoch]
+        samples = _walk(count, here, seed=seed, source=0)
+        steps, sizes = np.unique(here // batch, return_counts=True)
+        drawn, _ = threefry2x32(
+            (seed, int(Site.DATA_ORDER)),
+            (np.full(1, window, np.uint32), (2**31 + steps % together).astype(np.uint32)),
+        )
+        turns = np.argsort(drawn, kind="stable")
+        turn = int(np.flatnonzero(steps[turns] == step)[0])
+        last = int(sizes[turns[: turn + 1]].sum())
+        dealt = np.argsort(lengths(samples), kind="stable")[last - sizes[turns[turn]] : last]
+        chosen.append(samples[np.sort(dealt)])
+    return np.concatenate(chosen)
 
 
 def _positions(step: int, batch: int) -> NDArray[np.int64]:

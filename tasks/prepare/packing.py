@@ -26,6 +26,14 @@ class RowIndex:
     def __len__(self) -> int:
         return len(self.rows) - 1
 
+    def filled(self, rows: Integers) -> Integers:
+        """Tokens that these rows hold, (any,) to (any,)."""
+        first = self.rows[rows]
+        held = self.rows[rows + 1] - first
+        starts = np.cumsum(held) - held
+        pieces = np.arange(held.sum()) + np.repeat(first - starts, held)
+        return np.add.reduceat(self.pieces[pieces, 1], starts)
+
     def waste(self, length: int) -> float:
         """Share of the rows' places that hold no scored target.
 

@@ -202,6 +202,29 @@ class FrameClasses(Spec):
 Task = Annotated[Language | TextClasses | ImageClasses | FrameClasses, Field(discriminator="kind")]
 
 
+class Shuffled(Spec):
+    """Every epoch walks through an order of its own; any samples may share a batch."""
+
+    kind: Literal["shuffled"] = "shuffled"
+
+
+class SortedByLength(Spec):
+    """The same walk, but samples of about one length share a batch, which is cut to the longest.
+
+    Source: Khomenko et al. 2017, "Accelerating recurrent neural network training using sequence
+    bucketing and multi-GPU data parallelization", arXiv:1708.05604.
+    """
+
+    kind: Literal["by_length"] = "by_length"
+    batches: int = Field(32, ge=2, description="batches whose samples are sorted together")
+    lengths: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="lengths that batches are cut to, at most; JAX compiles a step for each",
+    )
+
+
 class SplitShares(Spec):
     """Shares of the documents, decided by the hash of each document's content."""
 
@@ -236,6 +259,9 @@ class DataSpec(Spec):
     source: Source
     task: Task
     split: SplitShares = SplitShares()
+    order: Annotated[Shuffled | SortedByLength, Field(discriminator="kind")] = Field(
+        Shuffled(), description="which samples of the training split share a batch"
+    )
 
     @property
     def parts(self) -> tuple[Source, ...]:
@@ -263,5 +289,25 @@ class DataSpec(Spec):
             raise ValueError(
                 "data.source.label must be null for data.task.kind=language, which reads no "
                 f"classes; got {next(label for label in labels if label is not None)}."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _order_for_task(self) -> Self:
+        if self.order.kind == "shuffled":
+            return self
+        if self.source.kind == "mixture":
+            raise ValueError(
+                "data.order.kind=by_length needs a single source: the parts of a mixture would no "
+                "longer have their shares of every batch. Take data.order.kind=shuffled."
+            )
+        full = self.task.kind == "images" or (
+            self.task.kind == "language" and self.task.packing.kind != "padded"
+        )
+        if full:
+            raise ValueError(
+                "data.order.kind=by_length needs samples of different lengths: data.task.kind "
+                "text_classes or frames, or data.task.packing.kind=padded; got "
+                f"data.task.kind={self.task.kind}. Take data.order.kind=shuffled."
             )
         return self

@@ -18,7 +18,7 @@ class Step:
         done: optimizer steps so far, this one included.
         result: its figures, the same on every worker.
         rate: its learning rate.
-        positions: that all workers trained on in it.
+        positions: that all workers trained on in it, padding left out.
         seconds: that it took on this worker.
         data_wait_s: of these, spent on waiting for samples.
     """

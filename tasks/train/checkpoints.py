@@ -55,6 +55,8 @@ class Ledger(Spec):
     seconds: float = Field(0.0, description="time inside the loop so far, killed parts left out")
     curve: tuple[CurveRow, ...] = ()
     losses: tuple[float, ...] = Field((), description="of the steps since the last row")
+    tokens: int = Field(0, description="positions trained on so far, padding left out")
+    interval_tokens: int = Field(0, description="positions of the steps since the last row")
     interval_s: float = Field(0.0, description="training time of these steps")
     interval_wait_s: float = Field(0.0, description="of it, time that rank 0 waited for samples")
     norms: tuple[float, ...] = Field((), description="of past gradients; `optim.norms` reads them")

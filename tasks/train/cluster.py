@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ RAY_ENVIRONMENT = {
     # Keeps Ray from hiding accelerators from workers that ask for none, and from warning about it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+HANG_TIMEOUT = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 
 @contextlib.contextmanager
@@ -52,6 +54,22 @@ def running_ray() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def noticing_hangs(timeout_s: float | None) -> Iterator[None]:
+    """Ray Train gives up workers that do not answer for so long; None: never.
+
+    It reads that from the environment of the process that calls `fit`.
+    """
+    before = os.environ.get(HANG_TIMEOUT)
+    os.environ[HANG_TIMEOUT] = str(math.inf if timeout_s is None else timeout_s)
+    try:
+        yield
+    finally:
+        del os.environ[HANG_TIMEOUT]
+        if before is not None:
+            os.environ[HANG_TIMEOUT] = before
 
 
 @contextlib.contextmanager

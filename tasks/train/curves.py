@@ -16,7 +16,7 @@ class CurveRow(Spec):
     """One row of `curves.csv`; figures are those of all workers together."""
 
     step: int = Field(description="optimizer steps done")
-    tokens: int = Field(description="positions trained on so far")
+    tokens: int = Field(description="positions trained on so far, padding left out")
     loss: float = Field(description="mean over the steps since the last row, nats per target")
     validation_loss: float | None = Field(description="nats per target; None if not measured here")
     objective: float = Field(description="what this step minimised, per target")

@@ -22,7 +22,7 @@ from optim.torch.optimizer import RuleOptimizer
 from tasks.train.deepspeed_config import deepspeed_config
 from tasks.train.engine import EngineState
 from tasks.train.spec import TrainSpec
-from tasks.train.torch_state import Applied, named_weights, on_host, told, write
+from tasks.train.torch_state import Applied, named_weights, on_host, told, whole, write
 
 
 class DeepSpeedUpdater:
@@ -102,6 +102,16 @@ class DeepSpeedUpdater:
             return
         with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
             weight.add_(step.to(weight.dtype))
+
+    def alike(self) -> dict[str, Tensor]:
+        """Weights and slots at stage 0, weights at 1 and 2, nothing at 3.
+
+        From stage 1 on every step makes the weights anew from their owners' shares, so that a
+        corrupted copy lasts for one step.
+        """
+        if self._stage == 0:
+            return whole(self._named, self._optimizer, self._slots)
+        return dict(self._named) if self._stage < 3 else {}
 
     def show(self, weights: Mapping[str, NDArray[Any]]) -> None:
         """Let the model compute with other weights; ZeRO's own copies stay."""

@@ -1,12 +1,13 @@
-"""What a framework gives to the loop: four methods, NumPy in and out."""
+"""What a framework gives to the loop: a few methods, NumPy in and out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
+import numpy as np
 from numpy.typing import NDArray
 
 from optim.controls import Controls
@@ -105,6 +106,15 @@ class Engine(Protocol):
 
     def state(self) -> EngineState:
         """The whole state, gathered, on every worker."""
+
+    def replicas(self) -> Mapping[str, NDArray[np.int64]]:
+        """Checksums of the arrays that several workers or devices hold alike.
+
+        Returns:
+            Name -> one number for each copy, in the order of the workers and, within one, of its
+            devices: the sum of the bits as integers of 32 bits, so that one flipped bit shows.
+            What is shared out has no copy and is not told; empty where nothing is held twice.
+        """
 
     def load(self, state: EngineState) -> None:
         """Go on from a state that either framework saved; without slots they start anew.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
 
@@ -120,6 +122,7 @@ class FlaxEngine:
         self._curvature = jax.jit(self._estimate)
         self._average = jax.jit(self._optimizer.judged)
         self._loss = jax.jit(self._measure, out_shardings=self._everywhere)
+        self._sums = jax.jit(partial(jax.tree.map, _bits))
         self._gather = jax.jit(_identity, out_shardings=self._everywhere)
         self.load(EngineState(initial_weights(model_spec, seed=train_spec.seed)))
 
@@ -176,6 +179,26 @@ class FlaxEngine:
             whole = jax.tree.map(_on_host, self._gather(self._carry))
         return EngineState(whole.weights, whole.slots)
 
+    def replicas(self) -> dict[str, NDArray[np.int64]]:
+        """Checksums of what every device holds alike: name -> (devices,)."""
+        if self._mesh.size == 1:
+            return {}
+        held: Tree = dict(self._carry.weights)
+        for slot, arrays in self._carry.slots.items():
+            held |= {f"{slot} of {name}": array for name, array in arrays.items()}
+        held = {name: each for name, each in held.items() if each.is_fully_replicated}
+        if not held:
+            return {}
+        with jax.enable_x64(self._wide):
+            copies = zip(*(each.addressable_shards for each in held.values()), strict=True)
+            trees = [
+                dict(zip(held, (shard.data for shard in shards), strict=True)) for shards in copies
+            ]
+            sums = [jax.device_get(self._sums(tree)) for tree in trees]
+            own = np.array([[each[name] for name in held] for each in sums], np.uint32)
+            gathered = process_allgather(own).reshape(-1, len(held))
+        return dict(zip(held, gathered.T.astype(np.int64), strict=True))
+
     def load(self, state: EngineState) -> None:
         """Go on from a state that either framework saved; without slots they start anew.
 
@@ -204,6 +227,10 @@ class FlaxEngine:
             gradients = _lay(gradients, self._moving(self._weights_cut))
         if _scaled(self.train_spec):
             gradients = jax.tree.map(lambda leaf: leaf / given.loss_scale, gradients)
+        if estimate is not None:
+            # It overflowed, as a gradient may: nothing is to change.
+            sound = jnp.stack([jnp.isfinite(leaf).all() for leaf in estimate.values()]).all()
+            gradients = jax.tree.map(lambda leaf: jnp.where(sound, leaf, jnp.nan), gradients)
         stepped = self._optimizer.step(
             moving, gradients, carry.slots, controls=given.controls, curvature=estimate
         )
@@ -396,6 +423,12 @@ def _lay(tree: Tree, placement: Any) -> Tree:
 
 def _identity(tree: Carry) -> Carry:
     return tree
+
+
+def _bits(array: Array) -> Array:
+    """The sum of an array's bits, read as integers of 32 bits, modulo 2^32."""
+    bits = jax.lax.bitcast_convert_type(array, jnp.uint32)
+    return jnp.sum(bits, dtype=jnp.uint32)
 
 
 def _on_host(array: Array) -> NDArray[Any]:

@@ -7,6 +7,7 @@ process survives. On several machines that folder is on a shared file system.
 
 from __future__ import annotations
 
+import logging
 import threading
 import traceback
 import uuid
@@ -17,6 +18,7 @@ from tasks.progress import Progress, silent
 from tasks.train.cluster import (
     available,
     check_resources,
+    noticing_hangs,
     running_ray,
     terminable,
     worker_environment,
@@ -24,8 +26,10 @@ from tasks.train.cluster import (
 from tasks.train.loop import Outcome, Seat
 from tasks.train.mailbox import ENDING, STATUS, Ending, Relay, StatusFile
 from tasks.train.stopping import Stopping
+from tasks.train.watchdog import guarded
 from tasks.train.worker import Job, work
 
+LOG = logging.getLogger("tandem.train")
 POLL_S = 0.1
 # Workers save and leave within a few seconds. One that hangs is given up after this long.
 GRACE_S = 20.0
@@ -34,26 +38,34 @@ GRACE_S = 20.0
 def run_group(job: Job, *, progress: Progress = silent) -> Outcome:
     """Run a job on `train.workers` workers until it is finished.
 
-    A worker that dies is replaced, up to `train.restarts` times, and all go on from the newest
-    checkpoint. Where the caller is interrupted (Ctrl-C, SIGTERM, an exception raised by a signal
-    handler), the workers save and leave first.
+    A worker that dies or hangs is replaced, up to `train.restarts` times, and all go on from the
+    newest checkpoint. One that is told to leave (SIGTERM) is replaced as long as something new is
+    saved each time; without, it counts among the `train.restarts`. Where the caller is interrupted
+    (Ctrl-C, SIGTERM, an exception raised by a signal handler), the workers save and leave first.
 
     Raises:
         ValueError: the cluster is too small, or the run refuses to go on; the message says why.
         ChildProcessError: workers died more often than allowed; the same command goes on later.
     """
-    with running_ray(), terminable():
+    with running_ray(), noticing_hangs(job.train.hang_timeout_s), terminable():
         check_resources(job.train.workers)
-        for _ in range(job.train.restarts + 1):
+        saved, idle = max(job.checkpoints.steps(), default=0), 0
+        while idle <= job.train.restarts:
             ending = _attempt(job, progress=progress)
             if ending.status == "refused":
                 raise ValueError(ending.message)
             if ending.status == "finished":
                 return Outcome(ending.step or job.train.steps, finished=True)
             # A worker, not the driver, was told to leave: its node goes away, another takes over.
+            step = ending.step or 0
+            saved, idle = step, 0 if step > saved else idle + 1
+            message = f"workers that were told to leave after step {step} are replaced"
+            LOG.warning(message)
+            job.events.write("replaced", message, step=step)
     raise ChildProcessError(
-        f"workers were told to leave {job.train.restarts + 1} times; the state is saved in "
-        f"{job.folder}. Run the same command again."
+        f"workers were told to leave {idle} times in a row before they had saved anything new; the "
+        f"state is in {job.folder}. Run the same command again, or raise train.restarts, "
+        f"now {job.train.restarts}."
     )
 
 
@@ -101,18 +113,19 @@ def _fit(job: Job, mailbox: Path, failures: list[Exception], over: threading.Eve
 def _train_with_ray(job: Job, mailbox: Path) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
 
-    from tasks.train.ray_backend import WorkersConfig, WorkersTrainer
+    from tasks.train.ray_backend import Losses, WorkersConfig, WorkersTrainer
 
     gpus = available("GPU") >= job.train.workers
     restarts = job.train.restarts
     WorkersTrainer(
         _train_function,
         train_loop_config={"job": job.model_dump_json(), "mailbox": str(mailbox)},
-        backend_config=WorkersConfig(backend=job.train.backend),
+        backend_config=WorkersConfig(job.train.backend, job.train.hang_timeout_s, job.events),
         scaling_config=ScalingConfig(num_workers=job.train.workers, use_gpu=gpus),
         run_config=RunConfig(
             name="ray",
             storage_path=str(mailbox),
+            callbacks=[Losses(job.events, mailbox)],
             failure_config=FailureConfig(max_failures=restarts, controller_failure_limit=restarts),
             worker_runtime_env={"env_vars": worker_environment(job.train.workers, gpus=gpus)},
         ),
@@ -136,26 +149,29 @@ def _train_function(config: dict[str, str]) -> None:
         return
     stopping = Stopping(mailbox, seat.rank, seat.workers, ASKED)
     progress = StatusFile(mailbox / STATUS) if seat.rank == 0 else silent
-    try:
-        outcome = work(
-            job,
-            seat=seat,
-            stopping=stopping,
-            agree=broadcast_from_rank_zero,
-            progress=progress,
-        )
-    except ValueError as error:
-        trace = traceback.format_exc()
-        job.events.write("refused", str(error), rank=seat.rank, traceback=trace)
-        Ending(status="refused", message=str(error)).write(ending)
-        if seat.workers == 1:
-            return
-        # The others may be waiting for this one: only its failure frees them.
-        raise
-    if seat.rank == 0:
-        if not outcome.finished:
-            message = f"asked to stop: saved after step {outcome.step}"
-            job.events.write("stopped", message, step=outcome.step)
-        status: Literal["finished", "stopped"] = "finished" if outcome.finished else "stopped"
-        Ending(status=status, step=outcome.step).write(ending)
-    leave(job.train.backend, workers=seat.workers)
+    timeout_s = job.train.hang_timeout_s
+    with guarded(job.events, rank=seat.rank, timeout_s=timeout_s) as callbacks:
+        try:
+            outcome = work(
+                job,
+                seat=seat,
+                stopping=stopping,
+                agree=broadcast_from_rank_zero,
+                callbacks=callbacks,
+                progress=progress,
+            )
+        except ValueError as error:
+            trace = traceback.format_exc()
+            job.events.write("refused", str(error), rank=seat.rank, traceback=trace)
+            Ending(status="refused", message=str(error)).write(ending)
+            if seat.workers == 1:
+                return
+            # The others may be waiting for this one: only its failure frees them.
+            raise
+        if seat.rank == 0:
+            if not outcome.finished:
+                message = f"asked to stop: saved after step {outcome.step}"
+                job.events.write("stopped", message, step=outcome.step)
+            status: Literal["finished", "stopped"] = "finished" if outcome.finished else "stopped"
+            Ending(status=status, step=outcome.step).write(ending)
+        leave(job.train.backend, workers=seat.workers)

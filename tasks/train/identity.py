@@ -55,7 +55,9 @@ CODE = {
     tasks: (
         "prepare/arrays.py",
         "prepare/batch.py",
+        "prepare/by_length.py",
         "prepare/dataset.py",
+        "prepare/draw.py",
         "prepare/order.py",
         "prepare/packing.py",
         "train/*.py",

@@ -15,7 +15,7 @@ from optim.controls import controls
 from optim.norms import remembered
 from optim.spec import OptimSpec
 from tasks.prepare.dataset import Samples
-from tasks.prepare.order import batch_indices
+from tasks.prepare.draw import draw
 from tasks.progress import Progress, silent
 from tasks.train.augment import augment
 from tasks.train.augment_spec import AugmentSpec
@@ -26,6 +26,7 @@ from tasks.train.engine import Engine, StepResult
 from tasks.train.recovery import what_is_bad
 from tasks.train.regularise import looks_twice
 from tasks.train.regularise_spec import RegulariseSpec
+from tasks.train.replicas import Sums, check_replicas
 from tasks.train.saving import Saved, Saver, unwatched
 from tasks.train.scaling import LossScale, moved
 from tasks.train.spec import TrainSpec
@@ -74,6 +75,11 @@ def alone(step: int | None) -> int | None:
     return step
 
 
+def tokens_in(lengths: Indices) -> int:
+    """Positions of samples of these lengths, (B,), where each place that counts is one."""
+    return int(lengths.sum())
+
+
 def run_loop(
     engine: Engine,
     *,
@@ -82,6 +88,7 @@ def run_loop(
     training: Samples,
     validation: Samples,
     positions: int,
+    counted: Callable[[Indices], int] = tokens_in,
     checkpoints: Checkpoints,
     start: Checkpoint | None,
     stopping: Stopping,
@@ -101,7 +108,8 @@ def run_loop(
     `seat`, `callbacks` and what belongs to them.
 
     Args:
-        positions: of one sample, T tokens or patches; the unit of `tokens` in the curve.
+        positions: of a sample that is full, T tokens or patches; the unit of `tokens` in the curve.
+        counted: positions of padded samples, from their lengths; padding is none.
         start: where to go on; None starts at step 0 with the engine's initial weights.
         agree: gives every worker what rank 0 passed; a barrier.
         callbacks: hear of steps and validations; one may end the run.
@@ -115,8 +123,9 @@ def run_loop(
             `train.bad_numbers` lets pass; the message names the step and the samples. No
             checkpoint of it is written.
         OSError: a checkpoint could not be written; those before it are intact.
+        CorruptReplica: workers or devices hold different values of the same array.
     """
-    run = _Run(train, optim, seat, positions, checkpoints, peak, clock)
+    run = _Run(train, optim, seat, checkpoints, peak, clock)
     if start is not None:
         run.resume(start)
         engine.load(start.state)
@@ -126,10 +135,11 @@ def run_loop(
     with saver:
         while run.done < train.steps:
             began = clock()
-            indices = batch_indices(
-                training.shares, seed=train.seed, step=run.place, batch=train.batch
-            )
-            batch = training.read(seat.rows(indices))
+            drawn = draw(training, seed=train.seed, step=run.place, batch=train.batch)
+            indices = drawn.indices
+            batch = drawn.samples.read(seat.rows(indices))
+            lengths = drawn.lengths
+            places = train.batch * positions if lengths is None else counted(lengths)
             if augmented:
                 batch = augment(
                     augmentation,
@@ -138,7 +148,7 @@ def run_loop(
                     step=run.done,
                     total_steps=train.steps,
                     together=indices,
-                    read=training.read,
+                    read=drawn.samples.read,
                     twice=looks_twice(regularise),
                 )
             waited = clock() - began
@@ -147,12 +157,12 @@ def run_loop(
             try:
                 run.take(result, skip=now.skip, indices=indices)
                 seconds = clock() - began
-                run.count(result.loss, seconds, waited)
+                run.count(result.loss, places, seconds, waited)
                 step = Step(
                     run.done,
                     result,
                     rate=now.rate,
-                    positions=train.batch * positions,
+                    positions=places,
                     seconds=seconds,
                     data_wait_s=waited,
                 )
@@ -178,6 +188,8 @@ def run_loop(
                 stop = stopping.after(run.done)
                 last = last or run.ended is not None
                 due = run.done % train.checkpoint.every_steps == 0
+                if last or stop or best or due or run.compares:
+                    run.compare(engine.replicas())
                 if last or stop or best or due:
                     try:
                         saver.save(
@@ -247,13 +259,11 @@ class _Run:
         train: TrainSpec,
         optim: OptimSpec,
         seat: Seat,
-        positions: int,
         checkpoints: Checkpoints,
         peak: Peak | None,
         clock: Callable[[], float],
     ) -> None:
         self._train, self._optim, self._seat = train, optim, seat
-        self._positions_a_step = train.batch * positions
         self._checkpoints, self._peak, self._clock = checkpoints, peak, clock
         self._scaled = POLICIES[train.precision].compute == "float16"
         self.scale = LossScale(train.loss_scale.initial) if self._scaled else LossScale()
@@ -262,6 +272,7 @@ class _Run:
         self._curve: list[CurveRow] = []
         self._losses: list[float] = []
         self._recent: list[float] = []
+        self._tokens = self._interval_tokens = 0
         self._interval_s = self._interval_wait_s = 0.0
         self.ended: str | None = None
         self._resumed_from_step: int | None = None
@@ -319,9 +330,11 @@ class _Run:
                 self._recent = [*self._recent, result.loss][-window:]
         self.done += 1
 
-    def count(self, loss: float, seconds: float, waited: float) -> None:
+    def count(self, loss: float, positions: int, seconds: float, waited: float) -> None:
         """Add a step to the interval that the next row sums up."""
         self._losses.append(loss)
+        self._tokens += positions
+        self._interval_tokens += positions
         self._interval_s += seconds
         self._interval_wait_s += waited
 
@@ -329,11 +342,11 @@ class _Run:
         """Close the interval with a row."""
         steps, interval_s = len(self._losses), max(self._interval_s, 1e-9)
         norm = result.gradient_norm
-        tokens_per_s = steps * self._positions_a_step / interval_s
+        tokens_per_s = self._interval_tokens / interval_s
         self._curve.append(
             CurveRow(
                 step=self.done,
-                tokens=self.done * self._positions_a_step,
+                tokens=self._tokens,
                 loss=sum(self._losses) / steps,
                 validation_loss=validation_loss,
                 rate=rate,
@@ -346,7 +359,23 @@ class _Run:
                 data_wait=self._interval_wait_s / interval_s,
             )
         )
-        self._losses, self._interval_s, self._interval_wait_s = [], 0.0, 0.0
+        self._losses, self._interval_tokens = [], 0
+        self._interval_s = self._interval_wait_s = 0.0
+
+    @property
+    def compares(self) -> bool:
+        """Whether copies are compared after this very step."""
+        every = self._train.compare_replicas_every_steps
+        return every is not None and self.done % every == 0
+
+    def compare(self, sums: Sums) -> None:
+        """Make sure that what is held more than once is held alike.
+
+        Raises:
+            CorruptReplica: it is not.
+        """
+        events = self._checkpoints.events if self._seat.rank == 0 else None
+        check_replicas(sums, step=self.done, workers=self._seat.workers, events=events)
 
     def end_if(self, asking: Sequence[str]) -> None:
         """Decide after a validation whether the run ends here; `asking` are callbacks by name."""
@@ -368,7 +397,7 @@ class _Run:
             parts.append(f"{row.tokens_per_s:,.0f} tokens/s")
             if row.mfu is not None:
                 parts.append(f"MFU {row.mfu:.0%}")
-            left = (self._train.steps - self.done) * self._positions_a_step
+            left = (self._train.steps - self.done) * row.tokens / row.step
             if left:
                 parts.append(f"{spelled(left / row.tokens_per_s)} left")
         return ", ".join(parts)
@@ -379,6 +408,8 @@ class _Run:
             seconds=self._clock() - self._began,
             curve=tuple(self._curve),
             losses=tuple(self._losses),
+            tokens=self._tokens,
+            interval_tokens=self._interval_tokens,
             interval_s=self._interval_s,
             interval_wait_s=self._interval_wait_s,
             norms=self.norms,
@@ -440,6 +471,7 @@ class _Run:
 
     def _remember(self, ledger: Ledger) -> None:
         self._curve, self._losses = list(ledger.curve), list(ledger.losses)
+        self._tokens, self._interval_tokens = ledger.tokens, ledger.interval_tokens
         self._interval_s, self._interval_wait_s = ledger.interval_s, ledger.interval_wait_s
         self._recent, self.norms = list(ledger.recent), ledger.norms
         if ledger.loss_scale is not None:

@@ -38,7 +38,7 @@ GAUGES = {
     "objective": "What the last step minimised, per target.",
     "gradient_norm": "Of the last step, before clipping.",
     "learning_rate": "Of the last step.",
-    "tokens_per_second": "Positions of all workers per second of the last step.",
+    "tokens_per_second": "Positions, padding left out, of all workers per second of the last step.",
     "mfu": "Model FLOPs utilisation of the last step, 0 to 1 (Chowdhery et al. 2022).",
     "expert_imbalance": "Load of the busiest expert over the mean, last step, worst layer.",
     "expert_dropped": "Share of the last step's choices that no expert took.",
@@ -47,7 +47,7 @@ GAUGES = {
     "checkpoint_step": "Steps in the newest checkpoint that is safe.",
 }
 COUNTERS = {
-    "tokens": "Positions trained on since this process began, all workers.",
+    "tokens": "Positions, padding left out, trained on since this process began, all workers.",
     "skipped_steps": "Steps since this process began that changed nothing.",
     "data_wait_seconds": "Time that the first worker waited for samples.",
 }

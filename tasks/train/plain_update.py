@@ -14,7 +14,7 @@ from optim.controls import Controls
 from optim.torch.clip import clip_by_global_norm
 from optim.torch.optimizer import RuleOptimizer
 from tasks.train.engine import EngineState
-from tasks.train.torch_state import Applied, named_weights, on_host, told, write
+from tasks.train.torch_state import Applied, named_weights, on_host, told, whole, write
 
 
 class PlainUpdater:
@@ -62,6 +62,10 @@ class PlainUpdater:
         """Add to a weight that no gradient moves."""
         weight = self._named[name]
         weight.add_(step.to(weight.dtype))
+
+    def alike(self) -> dict[str, Tensor]:
+        """Everything: weights and slots."""
+        return whole(self._named, self._optimizer, self._slots)
 
     def show(self, weights: Mapping[str, NDArray[Any]]) -> None:
         """Let the model compute with other weights."""

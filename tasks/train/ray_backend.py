@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
 import ray
+from ray.exceptions import RayError
+from ray.train import UserCallback
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from tasks.train.events import Events
+from tasks.train.mailbox import ENDING, Ending
 
 # The wish to stop of this process: a signal handler can reach nothing else.
 ASKED = threading.Event()
@@ -25,16 +34,24 @@ class Workers(Backend):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: WorkersConfig) -> None:
         """Runs in Ray's controller; what it executes runs in each worker's main thread."""
         workers = len(worker_group)
-        address = worker_group.execute_single(0, _address)
-        worker_group.execute(_listen_to_signals)
-        ray.get(
-            [
-                worker_group.execute_single_async(
-                    rank, _join, backend_config.backend, address, (rank, workers)
-                )
-                for rank in range(workers)
+
+        def each(function: Callable[..., Any], *arguments: Any, ranks: int = workers) -> Any:
+            asked = [
+                worker_group.execute_single_async(rank, function, *arguments, rank)
+                for rank in range(ranks)
             ]
-        )
+            return ray.get(asked, timeout=backend_config.hang_timeout_s)
+
+        try:
+            (address,) = each(_address, ranks=1)
+            each(_listen_to_signals)
+            each(_join, backend_config.backend, address, workers)
+        except RayError as error:
+            message = f"the workers did not meet: {_first_line(error)}"
+            _tell(backend_config.events, message)
+            # Ray (2.60) forgets a group that fails here, and keeps its CPUs.
+            worker_group.shutdown()
+            raise WorkerGroupStartupFailedError(message) from error
 
 
 @dataclass
@@ -42,6 +59,8 @@ class WorkersConfig(BackendConfig):  # type: ignore[misc]
     """Which framework's group the workers form."""
 
     backend: Literal["flax", "torch"]
+    hang_timeout_s: float | None
+    events: Events
 
     @property
     def backend_cls(self) -> type[Workers]:
@@ -51,6 +70,30 @@ class WorkersConfig(BackendConfig):  # type: ignore[misc]
     def to_dict(self) -> dict[str, Any]:
         """What Ray shows."""
         return {"backend": self.backend}
+
+
+@dataclass(frozen=True)
+class Losses(UserCallback):  # type: ignore[misc]
+    """Tells of lost workers, from Ray's controller.
+
+    Attributes:
+        events: of the run.
+        mailbox: of the attempt.
+    """
+
+    events: Events
+    mailbox: Path
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Runs once for each group that is given up."""
+        ending = self.mailbox / ENDING
+        if ending.exists() and Ending.read(ending).status == "refused":
+            return
+        ranks = sorted(worker_exceptions)
+        cause = worker_exceptions[ranks[0]]
+        reason = _first_line(getattr(cause, "health_check_failure", cause))
+        numbers = ", ".join(map(str, ranks))
+        _tell(self.events, f"lost worker {numbers}: {reason}", ranks=ranks)
 
 
 class WorkersTrainer(DataParallelTrainer):  # type: ignore[misc]
@@ -65,14 +108,24 @@ class WorkersTrainer(DataParallelTrainer):  # type: ignore[misc]
         return [item for item in callbacks if not isinstance(item, PlacementGroupCleanerCallback)]
 
 
-def _address() -> tuple[str, int]:
+def _tell(events: Events, message: str, **details: Any) -> None:
+    # A disk that is full keeps no worker from being replaced.
+    with contextlib.suppress(OSError):
+        events.write("worker_lost", message, **details)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _address(rank: int) -> tuple[str, int]:
     """This machine, and a port of it that nobody listens on at the moment."""
     with socket.socket() as listener:
         listener.bind(("", 0))
         return ray.util.get_node_ip_address(), listener.getsockname()[1]
 
 
-def _listen_to_signals() -> None:
+def _listen_to_signals(rank: int) -> None:
     # Ray's own handler would end the process at once, in the middle of a step.
     signal.signal(signal.SIGTERM, _ask_to_stop)
 
@@ -82,13 +135,13 @@ def _ask_to_stop(signum: int, frame: FrameType | None) -> None:
 
 
 def _join(
-    backend: Literal["flax", "torch"], address: tuple[str, int], seat: tuple[int, int]
+    backend: Literal["flax", "torch"], address: tuple[str, int], workers: int, rank: int
 ) -> None:
     """Tell the framework where the others are.
 
     JAX without this would train `workers` independent copies, and say nothing.
     """
-    (host, port), (rank, workers) = address, seat
+    host, port = address
     if backend == "torch":
         # DeepSpeed reads these even where the group already exists.
         os.environ.update(

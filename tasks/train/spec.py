@@ -40,11 +40,28 @@ class TrainSpec(Spec):
     validation_batches: int = Field(8, ge=1, description="batches of one validation")
     early_stopping: EarlyStopping | None = Field(None, description="end when nothing is gained")
     bad_numbers: BadNumbers = BadNumbers()
+    compare_replicas_every_steps: int | None = Field(
+        50,
+        ge=1,
+        description="steps between two comparisons of what workers or devices hold alike; always "
+        "before a checkpoint; null: only then",
+    )
     checkpoint: CheckpointSpec = CheckpointSpec()
     resume: Annotated[Resume, Field(discriminator="kind")] = Field(
         GoOn(), description="what a run goes on from"
     )
-    restarts: int = Field(3, ge=0, description="times that dead workers are replaced in one run")
+    restarts: int = Field(
+        3,
+        ge=0,
+        description="times that dead or hanging workers are replaced; one that leaves on SIGTERM "
+        "counts only where nothing new was saved, and the count of the others starts anew",
+    )
+    hang_timeout_s: float | None = Field(
+        600.0,
+        gt=0,
+        description="seconds without a step or a validation after which a worker is replaced; the "
+        "first step compiles within them; null: waits for ever",
+    )
     peak_flops: float | None = Field(
         None, gt=0, description="FLOP/s of all workers that MFU is a share of; null: measured"
     )

@@ -45,6 +45,20 @@ def on_host(tensor: Tensor) -> NDArray[Any]:
     return np.array(tensor.detach().cpu().numpy())
 
 
+def whole(
+    named: Mapping[str, nn.Parameter],
+    optimizer: RuleOptimizer,
+    slots: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Tensor]:
+    """Weights and slots by name, of a worker that shares nothing."""
+    held = {
+        f"{slot} of {name}": optimizer.state[named[name]][slot]
+        for slot, shapes in slots.items()
+        for name in shapes
+    }
+    return {**named, **held}
+
+
 @torch.no_grad()
 def write(tensor: Tensor, values: Tensor) -> None:
     """Copy values of the same shape into a tensor, in the tensor's type."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol
@@ -104,6 +105,9 @@ class Updater(Protocol):
     def move(self, name: str, step: Tensor) -> None:
         """Add to a weight that no gradient moves."""
 
+    def alike(self) -> dict[str, Tensor]:
+        """What every worker holds whole and alike, by name."""
+
     def show(self, weights: Arrays) -> None:
         """Let the model compute with other weights; `state` and updates do not see them."""
 
@@ -194,19 +198,26 @@ class TorchEngine:
         ]
         self._teach()
         # Gradients are averaged over the workers, whose shares of the targets may differ.
-        share = self.train_spec.workers / _scored_by_all(parts)
-        if not _scaled(self.train_spec):
-            loss_scale = 1.0
-        estimate = self._estimate(parts, controls) if self._is_due(step) else {}
+        workers, targets = self.train_spec.workers, _scored_by_all(parts)
+        share, divisor, scale = workers / targets, 1.0, 1.0
+        if _scaled(self.train_spec):
+            # Float16 holds the same numbers however many workers there are.
+            share, divisor, scale = loss_scale / targets, loss_scale / workers, loss_scale
+        estimate: Estimates = {}
+        if self._is_due(step):
+            estimate = self._estimate(parts, targets, scale=scale)
+            if not _finite(estimate):
+                # It overflowed, as a gradient may: nothing is to change.
+                share = math.nan
         sums: Tally | None = None
         for part in parts:
             tally: Tally = self._updater.objective(part)
-            self._updater.accumulate(tally.objective * (share * loss_scale))
+            self._updater.accumulate(tally.objective * share)
             own = _on_float64(tally)
             sums = own if sums is None else _added(sums, own)
         assert sums is not None
         sums = _sum_over_workers(sums)
-        applied = self._updater.apply(controls, loss_scale=loss_scale, curvature=estimate)
+        applied = self._updater.apply(controls, loss_scale=divisor, curvature=estimate)
         if applied.taken:
             for row in balance_rows(self.model_spec):
                 if self._plan[row.name].frozen:
@@ -249,6 +260,18 @@ class TorchEngine:
         """The whole state, gathered, on every worker."""
         return self._updater.state()
 
+    @torch.no_grad()
+    def replicas(self) -> dict[str, NDArray[np.int64]]:
+        """Checksums of what every worker holds alike: name -> (workers,)."""
+        workers, alike = self.train_spec.workers, self._updater.alike()
+        if workers == 1 or not alike:
+            return {}
+        own = torch.stack([_bits(tensor) for tensor in alike.values()])
+        others = [torch.empty_like(own) for _ in range(workers)]
+        distributed.all_gather(others, own)
+        sums = torch.stack(others, dim=1).cpu().numpy()
+        return dict(zip(alike, sums, strict=True))
+
     def load(self, state: EngineState) -> None:
         """Go on from a state that either framework saved; without slots they start anew.
 
@@ -267,8 +290,13 @@ class TorchEngine:
     def _is_due(self, step: int) -> bool:
         return curvature_due(self.optim_spec.rule, step=step)
 
-    def _estimate(self, parts: Sequence[Part], controls: Controls) -> Estimates:
-        """The curvature that the rule asks for, of the whole batch."""
+    def _estimate(self, parts: Sequence[Part], targets: float, *, scale: float) -> Estimates:
+        """The curvature that the rule asks for, of the whole batch.
+
+        Args:
+            targets: scored by all workers.
+            scale: what the objective is multiplied by, and its derivatives divided.
+        """
         rule = self.optim_spec.rule
         assert isinstance(rule, SophiaG | SophiaH)
         named = self._updater.named()
@@ -282,10 +310,10 @@ class TorchEngine:
             estimate = curvature.gauss_newton_bartlett(curvature.Sampled(found, drawn))
         else:
             along = curvature.probes(rule, moving, draw=parts[0].draw)
-            count = _scored_by_all(parts)
-            found = _tree_sum([self._bent(part, moving, along, count) for part in parts])
+            share = scale / targets
+            found = _tree_sum([self._bent(part, moving, along, share) for part in parts])
             _reduce(found)
-            estimate = {name: along[name] * found[name] for name in moving}
+            estimate = {name: along[name] * found[name] / scale for name in moving}
         return {moving[name]: value for name, value in estimate.items()}
 
     def _sampled(self, part: Part, moving: Mapping[str, Tensor]) -> curvature.Sampled:
@@ -298,14 +326,14 @@ class TorchEngine:
         )
 
     def _bent(
-        self, part: Part, moving: Mapping[str, Tensor], along: dict[str, Tensor], count: float
+        self, part: Part, moving: Mapping[str, Tensor], along: dict[str, Tensor], share: float
     ) -> dict[str, Tensor]:
 
-        def mean() -> Tensor:
+        def objective() -> Tensor:
             tally: Tally = self._objective(part)
-            return tally.objective / count
+            return tally.objective * share
 
-        return curvature.hessian_vector(mean, moving, along)
+        return curvature.hessian_vector(objective, moving, along)
 
     def _cut(self, batch: Batch) -> list[Batch]:
         """A worker's rows as micro-batches."""
@@ -385,9 +413,19 @@ def _groups(
     )
 
 
+def _bits(tensor: Tensor) -> Tensor:
+    """The sum of a tensor's bits, read as integers of 32 bits."""
+    return tensor.detach().flatten().view(torch.int32).sum(dtype=torch.int64)
+
+
 def _scaled(train_spec: TrainSpec) -> bool:
     """Whether gradients pass through float16 and need a scale."""
     return POLICIES[train_spec.precision].compute == "float16"
+
+
+def _finite(tree: Estimates) -> bool:
+    """Whether every value is a number; true of nothing."""
+    return all(bool(value.isfinite().all()) for value in tree.values())
 
 
 def _scored_by_all(parts: Sequence[Part]) -> float:

@@ -172,17 +172,16 @@ def _check_tokens(inputs: TokenInputs, data: DataManifest) -> None:
 
 def _report(job: Job, last: Checkpoint, chosen: Checkpoint) -> TrainingReport:
     ledger = last.manifest.ledger
-    tokens = last.manifest.samples * job.model.inputs.length
     until = chosen.manifest.ledger.curve
     validation = [row.validation_loss for row in until if row.validation_loss is not None]
     return TrainingReport(
         backend=job.train.backend,
         steps=last.manifest.step,
         samples=last.manifest.samples,
-        tokens=tokens,
+        tokens=ledger.tokens,
         parameters=parameter_count(job.model),
         seconds=ledger.seconds,
-        tokens_per_s=tokens / max(ledger.seconds, 1e-9),
+        tokens_per_s=ledger.tokens / max(ledger.seconds, 1e-9),
         train_loss=ledger.curve[-1].loss,
         validation_loss=validation[-1],
         resumed_from_step=ledger.resumed_from_step,

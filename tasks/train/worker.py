@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from models.spec import POLICIES, ModelSpec, Spec
+import numpy as np
+from numpy.typing import NDArray
+
+from models.spec import POLICIES, Inputs, ModelSpec, Spec
 from models.weights import flops_per_token
 from optim.spec import OptimSpec
 from tasks.prepare.dataset import open_split
@@ -18,7 +21,7 @@ from tasks.train.checkpoints import Checkpoint, Checkpoints
 from tasks.train.engine import Engine
 from tasks.train.events import Events
 from tasks.train.identity import Identity
-from tasks.train.loop import Outcome, Seat, run_loop
+from tasks.train.loop import Outcome, Seat, run_loop, tokens_in
 from tasks.train.metrics import Metrics
 from tasks.train.peak import measured_peak
 from tasks.train.profiling import Profiler
@@ -60,12 +63,14 @@ def work(
     seat: Seat,
     stopping: Stopping,
     agree: Callable[[int | None], int | None],
+    callbacks: Sequence[Callback] = (),
     progress: Progress = silent,
 ) -> Outcome:
     """Train one worker's share of the job.
 
     Args:
         agree: gives every worker what rank 0 passed; a barrier.
+        callbacks: hear of the run beside those of the job.
 
     Raises:
         ValueError: the data is damaged, no checkpoint is readable, or the numbers blew up.
@@ -80,7 +85,7 @@ def work(
     engine = build_engine(job.model, job.optim, job.train, job.regularise)
     # Every worker measures: one alone would have the cores of the others.
     peak, done = peak_of(job, seat), start.manifest.step if start else 0
-    with watched(job, seat=seat, peak=peak, done=done) as (callbacks, told):
+    with watched(job, seat=seat, peak=peak, done=done) as (watching, told):
         outcome = run_loop(
             engine,
             train=job.train,
@@ -90,12 +95,13 @@ def work(
             training=training,
             validation=validation,
             positions=inputs.length,
+            counted=counted_by(inputs),
             checkpoints=job.checkpoints,
             start=start,
             stopping=stopping,
             seat=seat,
             agree=agree,
-            callbacks=callbacks,
+            callbacks=[*callbacks, *watching],
             told=told,
             peak=peak,
             progress=progress,
@@ -103,6 +109,13 @@ def work(
     # Not after an error: the other workers may be gone, and leaving waits for them.
     engine.close()
     return outcome
+
+
+def counted_by(inputs: Inputs) -> Callable[[NDArray[np.int64]], int]:
+    """What counts a model's positions in padded samples of some lengths, (B,)."""
+    if inputs.kind != "frames":
+        return tokens_in
+    return lambda lengths: sum(inputs.extra + inputs.steps(length) for length in lengths.tolist())
 
 
 def build_engine(

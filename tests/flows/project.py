@@ -48,6 +48,8 @@ TINY: dict[str, Any] = {
         "validation_batches": 1,
         "checkpoint": {"every_steps": 2, "keep": 2},
     },
+    "augment": {},
+    "regularise": {},
     "evaluate": {"baseline": {"kind": "ngram", "order": 3}, "batch": 8, "max_documents": 20},
     "gate": {"resamples": 200},
     "registry": {},

@@ -15,7 +15,7 @@ import pytest
 from tasks.params import Params, read_yaml
 from tasks.pipeline import STAGES
 from tasks.places import Places
-from tests.flows.project import REPOSITORY
+from tests.flows.project import REPOSITORY, TINY, write_params
 
 DECLARED: dict[str, dict[str, Any]] = read_yaml(REPOSITORY / "dvc.yaml")["stages"]
 PACKAGES = ("tasks", "models", "optim", "serving", "flows")
@@ -37,6 +37,19 @@ def test_every_stage_is_declared_and_starts_the_same_function() -> None:
 @each_stage
 def test_a_stage_declares_the_params_that_it_reads(name: str) -> None:
     assert read_from(name, "params") == set(DECLARED[name]["params"])
+
+
+def test_a_section_that_a_stage_depends_on_may_be_empty_but_not_absent(tmp_path: Path) -> None:
+    """DVC refuses a file without it, in the middle of a run."""
+    named = {key.split(".")[0] for stage in DECLARED.values() for key in stage["params"]}
+    required = {name for name, field in Params.model_fields.items() if field.is_required()}
+    for name in named - required:
+        sections = {section: keys for section, keys in TINY.items() if section != name}
+        write_params(tmp_path, sections)
+        with pytest.raises(ValueError, match=f"{name} is required, if empty; add `{name}: {{}}`"):
+            Params.read(tmp_path / "params.yaml")
+    write_params(tmp_path, TINY)
+    assert Params.read(tmp_path / "params.yaml").gate.resamples == 200
 
 
 @each_stage

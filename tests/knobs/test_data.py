@@ -20,7 +20,7 @@ from models.spec import Spec
 from tasks.artifacts import DataManifest
 from tasks.prepare import prepare
 from tasks.prepare.dataset import open_split
-from tasks.prepare.order import batch_indices
+from tasks.prepare.draw import draw
 from tasks.prepare.sources import find_text
 from tasks.prepare.spec import (
     ByteBpe,
@@ -38,6 +38,7 @@ from tasks.prepare.spec import (
     Padded,
     Part,
     RowFiles,
+    SortedByLength,
     SplitShares,
     StandardLibrary,
     TextClasses,
@@ -73,6 +74,7 @@ ARRAYS = NumpyFiles(path="arrays")
 GIVEN = GivenTokenizer(path="one.json", end="<end>")
 CLASSES = TextClasses(tokenizer=BPE)
 SORTED = files("jsonl").model_copy(update={"label": "sort"})
+UNEVEN = data(TextFiles(path="uneven"), Language(tokenizer=BPE, packing=Padded(length=CONTEXT)))
 WITNESSES: tuple[Pair, ...] = (
     *turn(
         "data",
@@ -135,6 +137,12 @@ WITNESSES: tuple[Pair, ...] = (
         },
     ),
     *turn("data", data(ARRAYS, ImageClasses()), {"source.path": "others"}),
+    *turn("data", UNEVEN, {"order": SortedByLength(batches=4)}),
+    *turn(
+        "data",
+        UNEVEN.model_copy(update={"order": SortedByLength(batches=4)}),
+        {"order.batches": 2, "order.lengths": 1},
+    ),
     *turn("data", data(MIXTURE), {"source.parts": MIXTURE.parts[::-1]}),
     *turn("data", data(MIXTURE), {"source.parts[*].weight": 2.0}),
     *turn("data", data(MIXTURE), {"source.parts[*].source": TextFiles(path="folders")}),
@@ -177,6 +185,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "more" / f"{number}.txt").write_text(f"text {number} of many words " * 3)
         sort = root / "folders" / f"sort{number % 2}"
         sort.mkdir(parents=True, exist_ok=True)
+        (root / "uneven").mkdir(exist_ok=True)
+        (root / "uneven" / f"{number}.txt").write_text(f"{number} " * (number % 6 + 1))
         (sort / f"{number}.txt").write_text(f"sorted text {number} " * 3)
     write_arrays(root)
     for name in ("one", "other"):
@@ -256,20 +266,27 @@ def test_a_key_changes_what_samples_hold(pair: Pair, root: Path, tmp_path: Path)
         folder = tmp_path / str(number)
         manifest = make(spec, root, folder)
         context = CONTEXT if manifest.vocabulary else None
-        batch = open_split(folder / "data", "train", context=context).read(np.arange(3))
+        samples = open_split(folder / "data", "train", context=context)
+        batch = samples.read(np.arange(3))
+        if pair.key.startswith("data.order"):
+            drawn = (draw(samples, seed=0, step=step, batch=2) for step in range(8))
+            batch = min(
+                (each.samples.read(each.indices) for each in drawn),
+                key=lambda own: own.inputs.shape[1],
+            )
         lengths = None if batch.lengths is None else batch.lengths.tolist()
         seen.append((batch.inputs.shape, batch.targets.tolist(), lengths))
     assert seen[0] != seen[1]
 
 
-def test_weights_change_which_samples_a_step_reads(root: Path, tmp_path: Path) -> None:
-    (pair,) = shown_in("batches")
+@pytest.mark.parametrize("pair", shown_in("batches"), ids=str)
+def test_a_key_changes_which_samples_a_step_reads(pair: Pair, root: Path, tmp_path: Path) -> None:
     orders = []
     for number, spec in enumerate((pair.before, pair.after)):
         folder = tmp_path / str(number)
         make(spec, root, folder)
         samples = open_split(folder / "data", "train", context=CONTEXT)
-        orders.append(batch_indices(samples.shares, seed=0, step=0, batch=100).tolist())
+        orders.append([draw(samples, seed=0, step=n, batch=4).indices.tolist() for n in range(25)])
     assert orders[0] != orders[1]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,15 @@ from optim.schedules import Schedule
 from optim.spec import OptimSpec
 from tasks.prepare.batch import Batch
 from tasks.prepare.order import sample_indices
+from tasks.train.cluster import HANG_TIMEOUT, noticing_hangs
 from tasks.train.deepspeed_config import deepspeed_config
+from tasks.train.events import Events
 from tasks.train.flax_step import FlaxEngine
 from tasks.train.loop import Seat, run_loop, validation_batches
 from tasks.train.run_spec import CheckpointSpec
 from tasks.train.spec import TrainSpec
 from tasks.train.stopping import Stopping
+from tasks.train.watchdog import Watchdog, guarded
 from tasks.train.worker import build_engine
 from tests.knobs.model import model
 from tests.knobs.run import begun, ended, recovered, recovery_witnesses, run_witnesses, watching
@@ -61,7 +66,9 @@ WITNESSES: tuple[Pair, ...] = (
                 "checkpoint.every_steps": 9,
                 "checkpoint.keep": 1,
                 "checkpoint.best": True,
+                "compare_replicas_every_steps": 7,
                 "restarts": 0,
+                "hang_timeout_s": [None, 5.0],
             },
         )
     )
@@ -78,11 +85,16 @@ def witnesses(*seen: str) -> list[Pair]:
 
 
 class Noted(Bigram):
-    """Notes which samples it measures."""
+    """Notes which samples it measures, and when its copies are compared."""
 
     def __init__(self) -> None:
         super().__init__()
         self.measured_on: list[list[int]] = []
+        self.compared_after: list[int] = []
+
+    def replicas(self) -> Any:
+        self.compared_after.append(len(self.trained_on))
+        return super().replicas()
 
     def loss(self, batch: Batch) -> Any:
         self.measured_on.append(batch.samples.tolist())
@@ -120,6 +132,7 @@ def observed(spec: TrainSpec, folder: Path) -> dict[str, Any]:
         "batches": (engines[0].trained_on[:20], engines[0].measured_on[:2]),
         "curve": curve,
         "checkpoints": [steps for steps in kept if steps[-1] < 20],
+        "comparisons": {*engines[0].compared_after} - {step for steps in kept for step in steps},
     }
 
 
@@ -127,8 +140,11 @@ def test_every_key_and_every_choice_has_a_witness() -> None:
     assert unproven("train", WITNESSES) == set()
 
 
+SEEN = ("batches", "curve", "checkpoints", "comparisons")
+
+
 # Steps and validations lie in the curve, whatever else follows from their number.
-@pytest.mark.parametrize("pair", witnesses("batches", "curve", "checkpoints"), ids=str)
+@pytest.mark.parametrize("pair", witnesses(*SEEN), ids=str)
 def test_a_key_changes_what_the_loop_does(pair: Pair, tmp_path: Path) -> None:
     before, after = (
         observed(spec, tmp_path / name)
@@ -280,6 +296,19 @@ def placements(spec: TrainSpec) -> str:
             controls(OPTIM, step=0, total_steps=spec.steps),
         )
     return lowered[0]
+
+
+@pytest.mark.parametrize("pair", witnesses("patience"), ids=str)
+def test_a_key_changes_how_long_a_worker_is_waited_for(pair: Pair, tmp_path: Path) -> None:
+    def waited_for(spec: TrainSpec) -> list[float]:
+        events = Events(tmp_path / "events.jsonl")
+        with guarded(events, rank=0, timeout_s=spec.hang_timeout_s) as watching:
+            itself = [each.timeout_s for each in watching if isinstance(each, Watchdog)]
+        with noticing_hangs(spec.hang_timeout_s):
+            return [*itself, float(os.environ[HANG_TIMEOUT])]
+
+    assert waited_for(pair.before) == [600.0, 600.0]
+    assert waited_for(pair.after) == ([5.0, 5.0] if pair.after.hang_timeout_s else [math.inf])
 
 
 @pytest.mark.slow

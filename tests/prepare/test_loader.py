@@ -15,11 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.record import FileDigest
-from tasks.artifacts import DataManifest
+from tasks.artifacts import DataManifest, LengthOrder
 from tasks.prepare.arrays import Shards, StreamWriter, open_stream
+from tasks.prepare.by_length import ByLength
 from tasks.prepare.dataset import Rows, Samples, Texts, Windows, open_split
 from tasks.prepare.documents import TextDocuments, open_documents
-from tasks.prepare.order import batch_indices
+from tasks.prepare.draw import draw
 from tasks.prepare.packing import rows_of
 from tasks.prepare.splits import SPLITS, Sorter
 from tasks.prepare.snapshots import verified_snapshot
@@ -56,14 +57,21 @@ def texts() -> Samples:
     return Texts(stream(4000 * 300), starts, np.zeros(4000, np.int32), CONTEXT, 0)
 
 
-@pytest.mark.parametrize("make", [windows, shards, packed, texts])
+def by_length() -> Samples:
+    held = texts()
+    assert isinstance(held, Texts)
+    return ByLength.of(held, LengthOrder(batches=32, lengths=4))
+
+
+@pytest.mark.parametrize("make", [windows, shards, packed, texts, by_length])
 def test_batches_come_ten_times_faster_than_training_takes_them(
     make: Callable[[], Samples],
 ) -> None:
     samples = make()
     began = time.perf_counter()
     for step in range(100):
-        samples.read(batch_indices(samples.shares, seed=0, step=step, batch=8))
+        drawn = draw(samples, seed=0, step=step, batch=8)
+        drawn.samples.read(drawn.indices)
     assert 100 * 8 * CONTEXT / (time.perf_counter() - began) > NEEDED
 
 
@@ -72,20 +80,31 @@ import resource, sys
 import numpy as np
 from pathlib import Path
 from tasks.prepare.arrays import open_stream
-from tasks.prepare.dataset import Windows
-from tasks.prepare.order import batch_indices
+from tasks.artifacts import LengthOrder
+from tasks.prepare.by_length import ByLength
+from tasks.prepare.dataset import Rows, Texts, Windows
+from tasks.prepare.draw import draw
+from tasks.prepare.packing import RowIndex
 
 limit = int(sys.argv[2])
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 folder = Path(sys.argv[1])
-samples = Windows(open_stream(folder, "tokens", sorted(f.name for f in folder.iterdir())), 256)
-for step in range(200):
-    batch = samples.read(batch_indices(samples.shares, seed=0, step=step, batch=16))
-    assert batch.inputs.shape == (16, 256)
-print(samples.tokens.nbytes if hasattr(samples.tokens, "nbytes") else len(samples.tokens) * 2)
+tokens = open_stream(folder, "tokens", sorted(f.name for f in folder.iterdir()))
+starts = np.linspace(0, len(tokens), 10_001).astype(np.int64)
+pieces = np.stack([starts[:-1], np.full(10_000, 256), np.ones(10_000, np.int64)], axis=1)
+texts = Texts(tokens, starts, np.zeros(10_000, np.int32), 256, 0)
+for samples in (
+    Windows(tokens, 256),
+    Rows(tokens, RowIndex(pieces, np.arange(10_001)), 256, 0),
+    ByLength.of(texts, LengthOrder(batches=32, lengths=4)),
+):
+    for step in range(200):
+        drawn = draw(samples, seed=0, step=step, batch=16)
+        assert drawn.samples.read(drawn.indices).inputs.shape == (16, 256)
+print(len(tokens) * 2)
 try:
     # What a loader that reads its file would do: the limit is a real one.
-    np.array(samples.tokens[: limit // 2 + 1])
+    np.array(tokens[: limit // 2 + 1])
 except MemoryError:
     print("limited")
 """

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from typer.testing import CliRunner
 
+from flows.command import command
+from flows.forms import PresetName
 from models.weights import parameter_count
 from tasks.params import Params, overlay, read_yaml
 
@@ -16,6 +19,15 @@ FRAMES = read_yaml(ROOT / "params" / "frames.yaml")
 TEXT_CLASSES = read_yaml(ROOT / "params" / "text_classes.yaml")
 IMAGE = read_yaml(ROOT / "params" / "image.yaml")
 LANGUAGE = read_yaml(ROOT / "params" / "language.yaml")
+
+
+def test_every_preset_can_be_asked_for_by_the_form_and_by_the_command() -> None:
+    files = {path.stem for path in (ROOT / "params").glob("*.yaml")}
+    assert files == set(get_args(PresetName))
+    for name in files:
+        asked = CliRunner().invoke(command, ["run", "--preset", name, "--set", "no change"])
+        # Refused for what is no change, and not for the name.
+        assert "KEY=VALUE" in str(asked.exception)
 
 
 def test_the_image_preset_is_a_working_config() -> None:

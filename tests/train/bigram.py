@@ -73,6 +73,9 @@ class Bigram:
     def state(self) -> EngineState:
         return EngineState({"weight": self.weight}, {"momentum": {"weight": self.momentum}})
 
+    def replicas(self) -> dict[str, NDArray[np.int64]]:
+        return {}
+
     def load(self, state: EngineState) -> None:
         self.weight = state.weights["weight"]
         self.momentum = state.slots["momentum"]["weight"]

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import ray
 
 from models.spec import ConstantCurve
 from models.store import StoredModel
@@ -20,7 +19,8 @@ from optim.rules import AdamW
 from optim.spec import OptimSpec
 from tasks.artifacts import DataManifest, TrainingReport
 from tests.tolerances import WEIGHTS_FLOAT32
-from tests.train.runs import BATCH, ROOT, STEPS, Kill, Separate, events, result, run, small_data
+from tests.train.planted import local_ray
+from tests.train.runs import BATCH, STEPS, Kill, Separate, events, result, run, small_data
 
 pytestmark = pytest.mark.slow
 
@@ -33,15 +33,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """One Ray for the runs of this process; the verb uses the Ray that it finds."""
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
-    )
-    yield
-    ray.shutdown()
+    with local_ray():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -122,8 +115,14 @@ def test_a_run_whose_driver_and_then_whose_worker_is_killed_ends_with_the_same_b
     report = run(data, tmp_path, changes={}, progress=kill)
     assert kill.killed
     told = events(tmp_path)
-    assert [event["event"] for event in told] == ["started", "resumed", "resumed", "finished"]
-    first, second = told[1]["step"], told[2]["step"]
+    assert [event["event"] for event in told] == [
+        "started",
+        "resumed",
+        "worker_lost",
+        "resumed",
+        "finished",
+    ]
+    first, second = told[1]["step"], told[3]["step"]
     assert 10 <= first <= second < STEPS
     assert report.resumed_from_step == second
     assert same_bits(result(tmp_path), result(whole))
