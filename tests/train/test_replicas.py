@@ -17,7 +17,7 @@ from torch import distributed
 
 from tasks.prepare.batch import Batch
 from tasks.prepare.dataset import Windows
-from tasks.train.engine import StepResult
+from tasks.train.engine import EngineState, StepResult
 from tasks.train.flax_step import FlaxEngine
 from tasks.train.loop import Seat, run_loop
 from tasks.train.replicas import CorruptReplica, check_replicas, odd_ones
@@ -73,12 +73,17 @@ class Flipped(Bigram):
     def __init__(self, rank: int, exchange: Exchange, *, after: int) -> None:
         super().__init__()
         self.rank, self.exchange, self.after = rank, exchange, after
+        self.saved_after: list[int] = []
 
     def step(self, *given: Any, **named: Any) -> StepResult:
         result = super().step(*given, **named)
         if len(self.trained_on) == self.after and self.rank == WORKERS - 1:
             self.weight.view(np.uint32)[0, 0] ^= 1
         return result
+
+    def state(self) -> EngineState:
+        self.saved_after.append(len(self.trained_on))
+        return super().state()
 
     def replicas(self) -> dict[str, NDArray[np.int64]]:
         return {"weight": self.exchange.gathered(self.rank, self.weight)}
@@ -110,10 +115,12 @@ def test_a_flipped_bit_is_found_before_it_is_saved(
     )
     held, exchange = checkpoints(tmp_path, train=train), Exchange()
 
+    engines = [Flipped(rank, exchange, after=after) for rank in range(WORKERS)]
+
     def work(rank: int) -> str:
         with pytest.raises(CorruptReplica) as raised:
             run_loop(
-                Flipped(rank, exchange, after=after),
+                engines[rank],
                 train=train,
                 optim=OPTIM,
                 training=Same(tokens(31)),
@@ -131,8 +138,7 @@ def test_a_flipped_bit_is_found_before_it_is_saved(
     assert len(set(messages)) == 1
     (event,) = (event for event in held.events.read() if event["event"] == "corrupt")
     assert (event["step"], event["ranks"], event["arrays"]) == (found, [WORKERS - 1], ["weight"])
-    newest = held.newest()
-    assert newest is not None and newest.manifest.step == saved
+    assert [engine.saved_after for engine in engines] == [[saved]] * WORKERS
 
 
 Sums = dict[str, list[int]]
