@@ -1,7 +1,4 @@
-"""Against other libraries: equal where they follow the paper, and where not, the paper decides.
-
-timm and pytorch-optimizer are no dependencies: their rows run where they are installed.
-"""
+"""Against other libraries: equal where they follow the paper, and where not, the paper decides."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import pytorch_optimizer
 import torch
 from optax import contrib
 
@@ -115,14 +113,6 @@ def falling(step: int) -> float:
     return PEAK / (1 + 0.05 * step)
 
 
-def _timm(name: str) -> Any:
-    return getattr(pytest.importorskip("timm.optim"), name)
-
-
-def _pytorch_optimizer(name: str) -> Any:
-    return getattr(pytest.importorskip("pytorch_optimizer"), name)
-
-
 EQUAL: dict[str, tuple[Callable[[], Weights], Callable[[], Weights]]] = {
     "sgd, torch": (
         lambda: ours(Sgd(nesterov=True), rate=falling, decay=0.1),
@@ -156,15 +146,22 @@ EQUAL: dict[str, tuple[Callable[[], Weights], Callable[[], Weights]]] = {
         lambda: ours(Lion(), decay=0.1),
         lambda: in_optax(optax.lion(PEAK, weight_decay=0.1)),
     ),
-    "lion, timm": (
-        lambda: ours(Lion(), decay=0.1),
+    "lion, pytorch-optimizer": (
+        lambda: ours(Lion(), rate=falling, decay=0.1),
         lambda: in_torch(
-            lambda given: _timm("Lion")(given, lr=PEAK, betas=(0.9, 0.99), weight_decay=0.1)
+            lambda given: pytorch_optimizer.Lion(given, betas=(0.9, 0.99), weight_decay=0.1),
+            rate=falling,
         ),
     ),
-    "adan, timm": (
-        lambda: ours(Adan(start="bias_correction"), decay=0.1),
-        lambda: in_torch(lambda given: _timm("Adan")(given, lr=PEAK, weight_decay=0.1)),
+    "adan, pytorch-optimizer": (
+        lambda: ours(Adan(start="bias_correction"), rate=falling, decay=0.1),
+        lambda: in_torch(_adan_of_pytorch_optimizer, rate=falling),
+    ),
+    "adan not proximal, pytorch-optimizer": (
+        lambda: ours(Adan(start="bias_correction", proximal=False), rate=falling, decay=0.1),
+        lambda: in_torch(
+            lambda given: _adan_of_pytorch_optimizer(given, weight_decouple=True), rate=falling
+        ),
     ),
     "sophia, pytorch-optimizer": (
         lambda: ours(SophiaH(), decay=0.1),
@@ -201,7 +198,7 @@ EQUAL: dict[str, tuple[Callable[[], Weights], Callable[[], Weights]]] = {
     "adafactor, pytorch-optimizer": (
         lambda: ours(Adafactor()),
         lambda: in_torch(
-            lambda given: _pytorch_optimizer("AdaFactor")(
+            lambda given: pytorch_optimizer.AdaFactor(
                 given,
                 lr=PEAK,
                 betas=(None, 0.999),
@@ -218,10 +215,18 @@ def _spectral(updates: Any, _: Any = None) -> Any:
     return jax.tree.map(lambda each: each * max(1.0, each.shape[0] / each.shape[1]) ** 0.5, updates)
 
 
+def _adan_of_pytorch_optimizer(
+    given: Iterable[torch.nn.Parameter], *, weight_decouple: bool = False
+) -> Any:
+    return pytorch_optimizer.Adan(
+        given, betas=(0.98, 0.92, 0.99), weight_decay=0.1, weight_decouple=weight_decouple
+    )
+
+
 def _sophia_of_pytorch_optimizer(given: Iterable[torch.nn.Parameter]) -> Any:
     """It clips at `p` what we divide by gamma before, and it may be given estimates."""
     rule = SophiaH()
-    made = _pytorch_optimizer("SophiaH")(
+    made = pytorch_optimizer.SophiaH(
         given,
         betas=(rule.beta1, rule.beta2),
         eps=rule.epsilon / rule.gamma,

@@ -37,7 +37,11 @@ from tests.tolerances import CURVE_FLOAT32_FACTOR, CURVE_FLOAT32_LOSS, CURVE_FLO
 Backend = Literal["flax", "torch"]
 BACKENDS: tuple[Backend, ...] = ("flax", "torch")
 # Every rule with all stages at once, and every stage with one rule.
-PAIRS = [*((rule, "all") for rule in RULES), *(("adamw", stage) for stage in STAGES)]
+PAIRS = [(rule, stage) for rule in RULES for stage in STAGES if "adamw" == rule or stage == "all"]
+# What Flax compiles for long is left to `make proof`, which runs all pairs.
+LONG = {"sophia_h", "adan", "adafactor", "schedule_free", "sgd"}
+CASES = [(*pair, backend) for backend in BACKENDS for pair in PAIRS]
+CASES = [case for case in CASES if case[0] not in LONG or case[2] == "torch"]
 MATRIX = [(rule, stage) for rule in RULES for stage in STAGES if recipe(rule, stage)]
 
 
@@ -56,8 +60,7 @@ def equal(rule: str, stage: str, backend: Backend, *, accumulation: int) -> None
     assert apart(found, expected(rule, stage)) < CURVE_FLOAT64
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize(("rule", "stage"), PAIRS)
+@pytest.mark.parametrize(("rule", "stage", "backend"), CASES)
 def test_200_steps_equal_the_definition(rule: str, stage: str, backend: Backend) -> None:
     equal(rule, stage, backend, accumulation=2 if stage == "all" else 1)
 

@@ -289,10 +289,10 @@ def test_a_file_that_would_run_code_is_refused(plant: Hostile, tmp_path: Path) -
     spec = plant(tmp_path / "source", weapons)
     with pytest.raises(ValueError) as error:
         make(spec, tmp_path)
+    weapons.check_live()
     # The file, or the key that leads to it.
     assert str(tmp_path) in str(error.value) or "data.source" in str(error.value)
     assert not (tmp_path / "data").exists()
-    weapons.check_live()
 
 
 def hostile_rows(weapons: Weapons) -> list[str]:

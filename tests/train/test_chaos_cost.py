@@ -18,7 +18,12 @@ MOST = 0.03
 def test_a_checkpoint_costs_at_most_three_hundredths_of_the_time_between_two(
     backend: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    """Medians over turns, for the model and the interval of `params.yaml`."""
+    """Medians over turns, for the model and the interval of `params.yaml`.
+
+    The training waits while a state is handed over, and the thread behind it takes at most its own
+    time from the training. What a save cost in all is told as well; other work on the machine moves
+    it by more than it is.
+    """
     # As users train: all cores, and programs compiled well.
     turns = series(
         "tests.train.chaos_cost",
@@ -30,15 +35,16 @@ def test_a_checkpoint_costs_at_most_three_hundredths_of_the_time_between_two(
     step_s = median(each["without_s"] / each["steps"] for each in turns)
     interval_s = step_s * turns[0]["every"]
     blocked = median(each["blocked_s"] for each in turns) / interval_s
-    slower = median(each["with_s"] - each["without_s"] for each in turns) / interval_s
+    writing = median(each["writing_s"] for each in turns) / interval_s
+    in_all = median(each["with_s"] - each["without_s"] for each in turns) / interval_s
     tell(
         record_property,
         backend,
         turns=len(turns),
         step_s=f"{step_s:.3f}",
         blocked=f"{blocked:.3%}",
-        in_all=f"{slower:.3%}",
-        writing_s=f"{median(each['writing_s'] for each in turns):.3f}",
+        behind=f"{writing:.3%}",
+        in_all=f"{in_all:.3%}",
     )
-    assert 0 < blocked <= MOST
-    assert slower <= MOST
+    assert 0 < blocked < writing
+    assert blocked + writing <= MOST

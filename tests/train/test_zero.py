@@ -298,7 +298,6 @@ EVERY_TORCH = [
         for stage in STAGES
         for zero_stage, accumulation in STAGED
     ),
-    *(Case("sgd", "norm", "mixed_float16", *staged) for staged in STAGED),
 ]
 EVERY_FLAX = [
     *(Case(rule, "all", "float64", 3) for rule in RULES),
