@@ -120,7 +120,7 @@ class Engine(Protocol):
         """Go on from a state that either framework saved; without slots they start anew.
 
         Raises:
-            ValueError: the state is of another model, or not finite.
+            ValueError: the state is of another model, or a weight is not finite.
         """
 
     def close(self) -> None:
