@@ -16,10 +16,11 @@ stop: $(INSTALLED)         ## end every process that `make run` or `make up` sta
 up: $(INSTALLED)           ## Prefect server, worker and deployments, for the UI and the schedule
 	$(BIN)/tandem up
 
-# Tests that start nothing share the cores; those that do are timed.
+# Tests that start Ray, Prefect or other processes come last: they wait more than they compute. Each
+# file has ports and folders of its own, so that two may run at once.
 test: check                ## format, types, layers, tests: what CI runs
 	$(BIN)/python -m pytest -m "not slow and not proof" --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m "slow and not proof"
+	$(BIN)/python -m pytest -m "slow and not proof" --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/black --check --quiet . || ($(BIN)/black --diff --quiet . | head -50; exit 1)
@@ -47,7 +48,7 @@ golden: $(INSTALLED)       ## write the golden texts anew; read the diff before 
 
 # torch comes with its own dependencies, which differ between machines with and without a GPU;
 # everything else is exactly what the lock says. DeepSpeed's build asks the installed torch.
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml optim/native/update.c optim/native/rules.h
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -qq --constraint requirements.lock setuptools wheel "$$(grep '^torch==' requirements.lock)"
 	grep -v '^deepspeed==' requirements.lock > .venv/without-deepspeed.txt

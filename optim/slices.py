@@ -32,12 +32,3 @@ def check_slices(optim: OptimSpec) -> None:
             f"optim.gradient.{stage} needs whole weights, and train.zero_stage >= 1 hands out "
             f"flattened slices. {REMEDY}, or leave it out."
         )
-
-
-def needs_whole(optim: OptimSpec) -> bool:
-    """Whether `check_slices` refuses an optimizer."""
-    try:
-        check_slices(optim)
-    except ValueError:
-        return True
-    return False

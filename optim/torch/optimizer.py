@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.weights import Weight
+from optim import native
 from optim.gradient import GradientSpec
 from optim.parts import parts_of
 from optim.rules import AnyRule, ScheduleFree
@@ -20,6 +21,7 @@ from optim.torch import (
     adan,
     lion,
     muon,
+    one_pass,
     schedule_free,
     sgd,
     soap,
@@ -95,8 +97,9 @@ class RuleOptimizer(torch.optim.Optimizer):
             the owner's.
         averages: keep a slot `average` of every parameter.
         compiled: fuse each rule into one pass over memory (`torch.compile`: Triton on CUDA, C++
-            elsewhere, for which a compiler must be there). Else a rule runs operation by
-            operation, on a CPU in pieces that fit into its cache.
+            elsewhere, for which a compiler must be there). Else AdamW takes torch's own kernel
+            and what `optim.native` knows one pass of it; other rules run operation by operation,
+            on a CPU in pieces that fit into its cache.
     """
 
     def __init__(
@@ -194,7 +197,19 @@ class RuleOptimizer(torch.optim.Optimizer):
 
     def _update_all(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         rule = group["rule"]
-        if not self._compiled and adamw.is_fused(rule, parameters):
+        if not self._compiled:
+            parameters = self._update_at_once(group, parameters)
+        numbers: dict[torch.dtype, Now] = {}
+        for parameter in parameters:
+            dtype = _arithmetic(parameter)
+            if dtype not in numbers:
+                numbers[dtype] = _now(group, dtype)
+            self._update(rule, parameter, numbers[dtype])
+
+    def _update_at_once(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Tensor]:
+        """Update what a kernel takes in one pass over memory; the others are the answer."""
+        rule = group["rule"]
+        if adamw.is_fused(rule, parameters):
             adamw.fused(
                 rule,
                 parameters,
@@ -203,13 +218,21 @@ class RuleOptimizer(torch.optim.Optimizer):
                 rate=group["lr"],
                 decay=group["weight_decay"],
             )
-            return
-        numbers: dict[torch.dtype, Now] = {}
-        for parameter in parameters:
-            dtype = _arithmetic(parameter)
-            if dtype not in numbers:
-                numbers[dtype] = _now(group, dtype)
-            self._update(rule, parameter, numbers[dtype])
+            return []
+        if not native.knows(rule):
+            return parameters
+        for dtype in one_pass.DTYPES:
+            alike = [each for each in parameters if each.dtype == dtype and one_pass.takes(each)]
+            one_pass.update(
+                rule,
+                alike,
+                slots=[self.state[each] for each in alike],
+                curvature=self._curvature,
+                step=group["step"],
+                rate=group["lr"],
+                decay=group["weight_decay"],
+            )
+        return [each for each in parameters if not one_pass.takes(each)]
 
     def _update(self, rule: AnyRule, parameter: Tensor, now: Now) -> None:
         curvature = self._curvature.get(parameter)

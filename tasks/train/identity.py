@@ -51,7 +51,7 @@ CODE = {
         "flax/**/*.py",
         "torch/**/*.py",
     ),
-    optim: ("*.py", "flax/**/*.py", "torch/**/*.py"),
+    optim: ("*.py", "native/*.py", "native/*.c", "native/*.h", "flax/**/*.py", "torch/**/*.py"),
     tasks: (
         "prepare/arrays.py",
         "prepare/batch.py",
