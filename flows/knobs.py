@@ -36,6 +36,7 @@ OBSERVABLES = {
     "average": "how the average of the weights moves, the same numbers for both frameworks",
     "treatment": "group, decay or rate of the weights, the same for both frameworks",
     "engine": "the class that computes",
+    "compilation": "whether the layers of the torch twin are compiled",
     "layout": "where weights, slots and gradients lie",
     "batches": "which samples a step reads",
     "curve": "the rows of the curve",
@@ -126,6 +127,7 @@ DECLARED = {
     "train.accumulation": "passes",
     "train.workers": "batches",
     "train.zero_stage": "layout",
+    "train.compile": "compilation",
     "train.log_every_steps": "curve",
     "train.validate_every_steps": "curve",
     "train.validation_batches": "batches",
@@ -170,6 +172,7 @@ COMPUTED = {"weights", "logits", "objective", "training", "program", "update", "
 # Keys that not every framework needs, with what the others do.
 ONE_SIDED = {
     "model.execution.scan": "Flax; torch calls its layers one by one and needs no loop",
+    "train.compile": "PyTorch; Flax compiles the whole step, always",
 }
 
 

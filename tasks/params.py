@@ -22,6 +22,7 @@ from tasks.prepare.fit import check_task
 from tasks.prepare.spec import DataSpec
 from tasks.train.augment import check_augment
 from tasks.train.augment_spec import AugmentSpec
+from tasks.train.compiling import check_compiled
 from tasks.train.regularise import check_regularise, needs_teacher
 from tasks.train.regularise_spec import RegulariseSpec
 from tasks.train.sharing import check_sharing
@@ -77,6 +78,7 @@ class Params(Spec):
                 check_length(curve, key=key, total_steps=self.train.steps)
         plan(self.optim, weight_table(self.model))
         check_sharing(self.optim, self.train, self.regularise)
+        check_compiled(self.model, self.train)
         check_augment(self.augment, self.model)
         check_regularise(self.regularise, augment=self.augment, model=self.model)
         if needs_teacher(self.regularise) and self.optim.average is None:

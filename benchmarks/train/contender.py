@@ -17,14 +17,22 @@ from typing import NamedTuple, TextIO
 from benchmarks.train.course import Task
 from benchmarks.train.turns import Turn, Turns
 
-# What a contender needs beside this project, and pip's names for it.
+# What a contender needs beside this project: modules, and what pip calls them.
 NEEDS = {
     "flax": {},
     "torch": {},
     "plain": {},
     "trainer": {"transformers": "transformers", "accelerate": "accelerate"},
-    "litgpt": {"litgpt": "litgpt", "lightning": "lightning"},
+    "litgpt": {
+        "litgpt": "litgpt",
+        "lightning": "lightning",
+        "lightning_utilities": "lightning-utilities",
+        "torchmetrics": "torchmetrics",
+        "jsonargparse": "jsonargparse",
+    },
 }
+# A folder of their own, so that what the lock says stays installed.
+RIVALS = "artifacts/rivals"
 
 
 class Run(NamedTuple):
@@ -44,7 +52,10 @@ def missing(who: str) -> str | None:
     if who not in NEEDS:
         raise ValueError(f"who must be one of {', '.join(NEEDS)}; got {who!r}.")
     lacks = [pip for name, pip in NEEDS[who].items() if importlib.util.find_spec(name) is None]
-    return f".venv/bin/pip install {' '.join(lacks)}" if lacks else None
+    if not lacks:
+        return None
+    install = f".venv/bin/pip install --no-deps --target {RIVALS} {' '.join(lacks)}"
+    return f"{install} && PYTHONPATH={RIVALS} make bench-train"
 
 
 def train(task: Task, turns: Turns) -> Run:

@@ -50,7 +50,7 @@ class Task(NamedTuple):
     Attributes:
         who: `flax` or `torch`, our loop; `plain`, `trainer` or `litgpt`.
         data: folder of the prepared data set.
-        compiled: rivals that compile their model do so.
+        compiled: those that can compile their model do so; Flax always does.
         tiny: as small as tests need.
     """
 
@@ -84,6 +84,7 @@ def train_spec(task: Task) -> TrainSpec:
         batch=shape_of(tiny=task.tiny).batch,
         seed=SEED,
         precision=OWN[task.precision],
+        compile=task.compiled,
     )
 
 

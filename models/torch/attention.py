@@ -137,10 +137,14 @@ class Attention(nn.Module):
         query = self._split(self.query(x), self.query_norm)
         key = self._split(self.key(x), self.key_norm)
         if self.positions.kind == "rope":
-            tables = angles(self.positions, self.head_width, self.inputs, self.reduce, x.device)
-            cosine, sine = (table[layout.index][:, None] for table in tables)
+            cosine, sine = (table[layout.index][:, None] for table in self._angles())
             query, key = rotate(query, cosine, sine), rotate(key, cosine, sine)
         return Heads(query, key, self._split(self.value(x), None))
+
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def _angles(self) -> tuple[Tensor, Tensor]:
+        device = self.key.weight.device
+        return angles(self.positions, self.head_width, self.inputs, self.reduce, device)
 
     def _split(self, x: Tensor, norm: RmsNorm | LayerNorm | None) -> Tensor:
         """Split (B, T, heads * H) into (B, heads, T, H) and normalise, in the order asked for."""

@@ -36,8 +36,13 @@ def seen(attention: AttentionSpec, query: Layout, key: Layout) -> Tensor:
 def penalty(heads: int, query: Layout, key: Layout, *, dtype: torch.dtype) -> Tensor:
     """What ALiBi adds to scores: ``-slope * distance``, (1 or B, N, T, S)."""
     distance = (query.place[:, None, :, None] - key.place[:, None, None, :]).abs()
-    slope = torch.tensor(slopes(heads), dtype=dtype, device=distance.device)
+    slope: Tensor = _slopes(heads).to(distance.device, dtype)
     return -slope[:, None, None] * distance
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _slopes(heads: int) -> Tensor:
+    return torch.tensor(slopes(heads))
 
 
 def written_out(

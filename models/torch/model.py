@@ -23,6 +23,9 @@ from models.torch.norm import norm
 from models.torch.random import Draw
 from models.weights import weight_table
 
+# Programs of a layer: for training and measuring, for sizes that are fixed and that vary.
+RECOMPILED = 8
+
 
 class Hidden(NamedTuple):
     """What the layers make of a batch.
@@ -193,6 +196,14 @@ class Model(nn.Module):
             written.append(cache)
         last = x[torch.arange(len(x), device=x.device), lengths - 1]
         return Decoded(self.answer(last[:, None], layout)[:, 0], tuple(written), cursor)
+
+    def compile_layers(self) -> None:
+        """Let `torch.compile` fuse each layer from now on; equal layers share a program.
+
+        What differs from layer to layer, as dropout by depth, takes a program for each.
+        """
+        for block in (*self.layers, *self.ahead):
+            block.compile(recompile_limit=RECOMPILED * (len(self.layers) + len(self.ahead)))
 
     def blocks(self) -> list[Block]:
         """The layers, in order."""

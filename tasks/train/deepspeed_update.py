@@ -57,6 +57,9 @@ class DeepSpeedUpdater:
             self._engine, *_ = deepspeed.initialize(
                 model=objective, optimizer=optimizer, config=config
             )
+        if stage == 0 and train_spec.workers == 1:
+            # It would copy every gradient into a bucket and back, for nobody.
+            self._engine.enable_backward_allreduce = False
         self.objective: nn.Module = self._engine
         self._create_slots()
 

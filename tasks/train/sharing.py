@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from optim.slices import check_slices, needs_whole
+from optim.slices import check_slices
 from optim.spec import OptimSpec
 from tasks.train.regularise import needs_teacher
 from tasks.train.regularise_spec import RegulariseSpec
@@ -25,14 +23,3 @@ def check_sharing(optim: OptimSpec, train: TrainSpec, regularise: RegulariseSpec
                 "on every worker, and train.zero_stage >= 1 shares it out. Try "
                 "train.zero_stage=0 or train.backend=flax."
             )
-
-
-def zero_stage(
-    optim: OptimSpec, train: TrainSpec, regularise: RegulariseSpec
-) -> Literal[0, 1, 2, 3]:
-    """DeepSpeed's stage: `train.zero_stage`, but 0 where one worker needs whole weights.
-
-    One worker shares with nobody; DeepSpeed would flatten its weights all the same.
-    """
-    whole = needs_whole(optim) or needs_teacher(regularise)
-    return 0 if train.workers == 1 and whole else train.zero_stage

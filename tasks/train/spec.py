@@ -35,6 +35,11 @@ class TrainSpec(Spec):
         description="what workers share out instead of copying: "
         "1 optimizer state, 2 and gradients, 3 and weights (Rajbhandari et al. 2020)",
     )
+    compile: bool = Field(
+        False,
+        description="PyTorch: fuse each layer with torch.compile; half a minute before the first "
+        "step, and a C++ compiler (Triton on CUDA). Flax compiles the whole step, always",
+    )
     log_every_steps: int = Field(10, ge=1, description="steps between two rows of the curve")
     validate_every_steps: int = Field(100, ge=1, description="steps between two validations")
     validation_batches: int = Field(8, ge=1, description="batches of one validation")

@@ -23,15 +23,17 @@ from models.weights import Weight, balance_rows, check_weights, initial_weights,
 from optim.controls import Controls
 from optim.groups import Treatment, plan
 from optim.rules import SophiaG, SophiaH, curvature_due
+from optim.slices import check_slices
 from optim.spec import OptimSpec
 from optim.state import averages, check_slots, first_values, held_slots, judged
 from optim.torch import curvature
 from optim.torch.optimizer import RuleOptimizer, groups_of
 from tasks.prepare.batch import Batch
+from tasks.train.compiling import check_compiled, check_compiler
 from tasks.train.engine import EngineState, ExpertLoad, LossSum, StepResult
 from tasks.train.regularise import Strengths, needs_teacher, strengths_at
 from tasks.train.regularise_spec import RegulariseSpec
-from tasks.train.sharing import check_sharing, zero_stage
+from tasks.train.sharing import check_sharing
 from tasks.train.spec import TrainSpec
 from tasks.train.torch_objective import Rows, tally_of
 from tasks.train.torch_state import Applied
@@ -142,7 +144,8 @@ class TorchEngine:
         """Draw the first weights and hand them to the engine.
 
         Args:
-            engine: None takes DeepSpeed for float32 and the plain step for float64.
+            engine: None takes DeepSpeed, or the plain step for float64; `deepspeed` takes
+                `train.zero_stage` even for one worker, who shares with nobody.
 
         Raises:
             ValueError: DeepSpeed is asked for float64, the process group has another size than
@@ -155,6 +158,13 @@ class TorchEngine:
                 "master weights; use engine=plain or train.precision=float32."
             )
         check_sharing(optim_spec, train_spec, regularise)
+        check_compiled(model_spec, train_spec)
+        stage = train_spec.zero_stage
+        if engine == "deepspeed" and stage > 0:
+            check_slices(optim_spec)
+        elif train_spec.workers == 1:
+            # DeepSpeed would flatten weights and copy gradients for nobody.
+            stage = 0
         self.model_spec, self.optim_spec, self.train_spec = model_spec, optim_spec, train_spec
         self._regularise = regularise
         self._table = weight_table(model_spec)
@@ -172,6 +182,12 @@ class TorchEngine:
         self._model, teacher = model, None
         if needs_teacher(regularise):
             teacher = Model(model_spec, precision=train_spec.precision).requires_grad_(False)
+        if train_spec.compile:
+            if not torch.cuda.is_available():
+                check_compiler()
+            model.compile_layers()
+            if teacher is not None:
+                teacher.compile_layers()
         self._objective = Objective(regularise, model, teacher)
         self._optimizer = optimizer
         self._updater: Updater
@@ -182,9 +198,12 @@ class TorchEngine:
         else:
             from tasks.train.deepspeed_update import DeepSpeedUpdater
 
-            stage = zero_stage(optim_spec, train_spec, regularise)
             self._updater = DeepSpeedUpdater(
-                self._objective, optimizer, slots, train_spec, stage=stage
+                self._objective,
+                optimizer,
+                slots,
+                train_spec,
+                stage=stage,
             )
 
     def step(self, batch: Batch, controls: Controls, *, loss_scale: float = 1.0) -> StepResult:
@@ -205,7 +224,9 @@ class TorchEngine:
             share, divisor, scale = loss_scale / targets, loss_scale / workers, loss_scale
         estimate: Estimates = {}
         if self._is_due(step):
-            estimate = self._estimate(parts, targets, scale=scale)
+            # Compiled layers cannot be differentiated twice.
+            with torch.compiler.set_stance("force_eager"):
+                estimate = self._estimate(parts, targets, scale=scale)
             if not _finite(estimate):
                 # It overflowed, as a gradient may: nothing is to change.
                 share = math.nan

@@ -27,6 +27,7 @@ from tasks.train.loop import Seat, run_loop, validation_batches
 from tasks.train.run_spec import CheckpointSpec
 from tasks.train.spec import TrainSpec
 from tasks.train.stopping import Stopping
+from tasks.train.torch_step import TorchEngine
 from tasks.train.watchdog import Watchdog, guarded
 from tasks.train.worker import build_engine
 from tests.knobs.model import model
@@ -60,6 +61,7 @@ WITNESSES: tuple[Pair, ...] = (
                 "precision": ["float64", "mixed_bfloat16", "mixed_float16"],
                 "workers": 2,
                 "zero_stage": [0, 2, 3],
+                "compile": True,
                 "log_every_steps": 4,
                 "validate_every_steps": 6,
                 "validation_batches": 1,
@@ -265,6 +267,16 @@ def _passes(engine: Any, batch: Batch) -> set[int]:
     if isinstance(engine, FlaxEngine):
         return {engine._cut_rows(batch.samples).shape[1]}
     return {len(part.samples) for part in engine._cut(batch)}
+
+
+def test_layers_are_compiled_where_that_is_asked_for() -> None:
+    (pair,) = witnesses("compilation")
+    compiled = []
+    for spec in (pair.before, pair.after):
+        engine = TorchEngine(model(), OPTIM, spec)
+        compiled.append([block._compiled_call_impl is not None for block in engine._model.blocks()])
+        engine.close()
+    assert compiled == [[False], [True]]
 
 
 @pytest.mark.parametrize("pair", witnesses("layout"), ids=str)

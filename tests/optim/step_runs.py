@@ -61,7 +61,7 @@ from optim.state import first_values, judged
 from optim.torch import curvature
 from tasks.prepare.batch import Batch
 from tasks.train.spec import TrainSpec
-from tasks.train.worker import build_engine
+from tests.train.engines import shared
 
 STEPS = 200
 BATCH = 4
@@ -257,7 +257,7 @@ def by_engine(
         accumulation=accumulation,
         zero_stage=zero_stage,
     )
-    own = build_engine(MODEL, optim, train)
+    own = shared(MODEL, optim, train)
     norms: tuple[float, ...] = ()
     seen = []
     for step, batch in enumerate(batches(steps)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import suppress
 from typing import Literal
 
 import numpy as np
@@ -33,7 +34,10 @@ from optim.spec import OptimSpec
 from tasks.prepare.batch import Batch
 from tasks.train.engine import Engine, EngineState, StepResult
 from tasks.train.flax_step import FlaxEngine
+from tasks.train.regularise_spec import RegulariseSpec
 from tasks.train.spec import TrainSpec
+from tasks.train.torch_step import TorchEngine
+from tasks.train.worker import build_engine
 from tests.tolerances import CURVE_FLOAT32_FACTOR, CURVE_FLOAT32_LOSS
 
 BATCH = 4
@@ -98,6 +102,19 @@ def train_spec(
         zero_stage=zero_stage,
         accumulation=accumulation,
     )
+
+
+def shared(
+    model: ModelSpec,
+    optim: OptimSpec,
+    train: TrainSpec,
+    regularise: RegulariseSpec = RegulariseSpec(),
+) -> Engine:
+    """An engine at `train.zero_stage` though one worker shares with nobody, if `optim` may."""
+    if train.backend == "torch" and train.precision != "float64" and train.zero_stage:
+        with suppress(ValueError):
+            return TorchEngine(model, optim, train, engine="deepspeed", regularise=regularise)
+    return build_engine(model, optim, train, regularise)
 
 
 def batch(spec: ModelSpec, *, step: int, rank: int = 0, workers: int = 1) -> Batch:

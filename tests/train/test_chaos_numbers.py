@@ -32,9 +32,8 @@ from tasks.train.recovery import FEWEST
 from tasks.train.run_spec import CheckpointSpec
 from tasks.train.spec import TrainSpec
 from tasks.train.stopping import Stopping
-from tasks.train.torch_step import TorchEngine
 from tests.train.chaos_counts import ROUNDS, tell
-from tests.train.engines import MODELS, flax
+from tests.train.engines import MODELS, flax, shared
 
 Backend = Literal["flax", "torch"]
 Meddle = Callable[[Engine, Batch], None]
@@ -79,7 +78,7 @@ def engine_of(backend: Backend) -> Iterator[Engine]:
         yield engine
         engine.step = really_step  # type: ignore[method-assign]
         return
-    torch = TorchEngine(MODEL, OPTIM, train)
+    torch = shared(MODEL, OPTIM, train)
     yield torch
     torch.close()
 

@@ -20,12 +20,21 @@ import pytest
 from numpy.typing import NDArray
 
 from models.presets import tiny_language
+from tasks.train import checkpoints as held_checkpoints
 from tasks.train import shards as module
-from tasks.train.checkpoints import Checkpoint, Checkpoints, DamagedCheckpoint, Ledger
+from tasks.train.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    DamagedCheckpoint,
+    Ledger,
+    check_finite,
+    parts_of,
+)
 from tasks.train.curves import CurveRow
 from tasks.train.engine import EngineState
 from tasks.train.identity import CHOOSING_FIELDS, TRAIN_FIELDS, differences, run_identity
 from tasks.train.run_spec import EarlyStopping, ProfileSpec, Require
+from tasks.train.shards import deal
 from tasks.train.spec import TrainSpec
 from tests.train.bigram import OPTIM, TRAIN, checkpoints
 from tests.train.writer import STEPS, state
@@ -345,6 +354,43 @@ def test_a_damaged_checkpoint_is_told_and_the_previous_one_used(
     assert len(held.events.read()) == 1
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("part", ["weights", "momentum"])
+def test_a_checkpoint_of_bad_numbers_is_told_and_the_previous_one_used(
+    part: str, bad: float, tmp_path: Path
+) -> None:
+    """Its bytes are those that were written: only the numbers tell."""
+    held = checkpoints(tmp_path)
+    save(held, 1, loss=2.0)
+    sick = state(2)
+    parts_of(sick)[part]["a"].flat[-1] = bad
+    shares = deal(parts_of(sick), rank=0, workers=1)
+    about: dict[str, Any] = {"samples": 8, "backend": "torch", "workers": 1, "ledger": LEDGER}
+    held.save_shares(shares, step=2, validation_loss=1.0, **about)
+    with pytest.raises(DamagedCheckpoint, match=f"{part} of a hold .*Take an earlier checkpoint"):
+        held.read(2)
+    best = replace(held, keep_best=True).best()
+    assert best is not None and best.manifest.step == 1
+    assert newest(held).manifest.step == 1
+    for event in held.events.read():
+        assert (event["event"], event["step"]) == ("checkpoint_damaged", 2)
+        assert f"{part} of a hold values that are not finite" in event["message"]
+    assert held.steps() == [1]
+
+
+def test_values_are_found_wherever_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where an array is looked at in pieces, has no axis, or holds integers."""
+    monkeypatch.setattr(held_checkpoints, "AT_ONCE", 4)
+    whole = {"a": np.zeros((3, 3)), "b": np.zeros(()), "c": np.zeros(8, np.int64)}
+    check_finite(EngineState(whole))
+    for name, at in (*(("a", at) for at in range(9)), ("b", 0)):
+        whole[name].flat[at] = np.inf
+        for arrays in (whole, {each: array.T for each, array in whole.items()}):
+            with pytest.raises(FloatingPointError, match=f"weights of {name} hold"):
+                check_finite(EngineState(arrays))
+        whole[name].flat[at] = 0
+
+
 def test_no_flipped_bit_of_a_checkpoint_is_overlooked(tmp_path: Path) -> None:
     held = checkpoints(tmp_path)
     save(held, 1)
@@ -414,6 +460,7 @@ def test_framework_workers_and_cadence_do_not_make_another_run() -> None:
             "accumulation": 2,
             "workers": 2,
             "zero_stage": 3,
+            "compile": True,
             "log_every_steps": 1,
             "validate_every_steps": 2,
             "validation_batches": 1,
@@ -439,6 +486,7 @@ def test_every_field_of_train_is_sorted_into_changing_the_result_or_not() -> Non
         "accumulation",
         "workers",
         "zero_stage",
+        "compile",
         "log_every_steps",
         "validate_every_steps",
         "validation_batches",

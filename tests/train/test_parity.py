@@ -31,6 +31,7 @@ from tests.train.engines import (
     float32_band,
     losses,
     run,
+    shared,
     train_spec,
 )
 
@@ -117,12 +118,12 @@ def test_a_state_goes_on_in_either_framework(writer: str, reader: str) -> None:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_a_deepspeed_state_round_trips_bit_for_bit(stage: int) -> None:
     named: dict[str, Any] = {"precision": "float32", "zero_stage": stage}
-    with opened(TorchEngine, **named) as engine:
+    with opened(shared, **named) as engine:
         run(engine, LANGUAGE, steps=3)
         saved = engine.state()
         expected = run(engine, LANGUAGE, start=3, steps=5)
         after = engine.state()
-    with opened(TorchEngine, **named) as engine:
+    with opened(shared, **named) as engine:
         engine.load(saved)
         assert_equal(engine.state(), saved)
         assert run(engine, LANGUAGE, start=3, steps=5) == expected
@@ -150,7 +151,7 @@ def test_a_loaded_weight_alone_starts_with_empty_slots(build: Build) -> None:
 
 @pytest.mark.parametrize(
     ("build", "stage"),
-    [(flax, 1), (plain, 1), *((TorchEngine, stage) for stage in range(4))],
+    [(flax, 1), (plain, 1), *((shared, stage) for stage in range(4))],
 )
 def test_a_step_without_a_finite_gradient_changes_nothing(build: Build, stage: int) -> None:
     with opened(build, precision="float32", zero_stage=stage) as engine:

@@ -25,7 +25,6 @@ from tasks.train.regularise_spec import Fgm, RDrop, RegulariseSpec
 from tasks.train.scaling import LossScaleSpec
 from tasks.train.spec import TrainSpec
 from tasks.train.stopping import Stopping
-from tasks.train.worker import build_engine
 from tests.optim.step_runs import (
     BATCH,
     MODEL,
@@ -37,7 +36,7 @@ from tests.optim.step_runs import (
 )
 from tests.tolerances import CURVE_FLOAT32_FACTOR, CURVE_FLOAT32_LOSS, CURVE_SIXTEEN_BITS_FACTOR
 from tests.train.bigram import CONTEXT, TRAIN, VOCABULARY, checkpoints, tokens
-from tests.train.engines import MODELS
+from tests.train.engines import MODELS, shared
 from tests.train.engines import batch as batch_of
 
 Backend = Literal["flax", "torch"]
@@ -79,7 +78,7 @@ class Run(NamedTuple):
             zero_stage=self.zero_stage,
             accumulation=self.accumulation,
         )
-        return build_engine(MODEL, optim, train, self.regularise)
+        return shared(MODEL, optim, train, self.regularise)
 
 
 EXACT = Run("torch", 0, 1, "float64")
@@ -278,7 +277,7 @@ def test_a_regulariser_that_is_left_out_leaves_the_band(part: str) -> None:
 def test_an_overflow_leaves_the_balance_of_experts_alone(backend: Backend) -> None:
     model, optim = MODELS["tiny_experts"], optim_of("adamw", "ema")
     train = TrainSpec(backend=backend, steps=4, batch=BATCH, seed=7, precision="mixed_float16")
-    engine = build_engine(model, optim, train)
+    engine = shared(model, optim, train)
     before = engine.state()
     now = controls(optim, step=0, total_steps=4)
     result = engine.step(batch_of(model, step=0), now, loss_scale=TOO_LARGE)
@@ -331,7 +330,7 @@ class Loop:
     def __init__(self, backend: Backend) -> None:
         self._train = WAY.model_copy(update={"backend": backend, "zero_stage": 2})
         self._optim = optim_of("sgd", "norm")
-        self.engine = build_engine(SMALL, self._optim, self._train)
+        self.engine = shared(SMALL, self._optim, self._train)
         self._first, self._step = self.engine.state(), self.engine.step
 
     def run(

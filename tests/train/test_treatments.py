@@ -17,9 +17,8 @@ from optim.spec import OptimSpec
 from tasks.train.engine import Engine, EngineState
 from tasks.train.flax_step import FlaxEngine
 from tasks.train.spec import TrainSpec
-from tasks.train.torch_step import TorchEngine
 from tests.tolerances import CURVE_FLOAT64
-from tests.train.engines import MODELS, OPTIM, run, train_spec
+from tests.train.engines import MODELS, OPTIM, run, shared, train_spec
 
 STEPS = 6
 MODEL = MODELS["tiny_experts"]
@@ -48,7 +47,7 @@ def trained(engine: Engine) -> tuple[EngineState, list[float]]:
 
 
 def torch_engine(optim: OptimSpec, train: TrainSpec) -> Engine:
-    return TorchEngine(MODEL, optim, train)
+    return shared(MODEL, optim, train)
 
 
 def test_both_frameworks_treat_every_weight_alike() -> None:
