@@ -26,7 +26,8 @@ os.environ.update(
         # Tiny programs run once: compiling them well takes longer than running them badly.
         "XLA_FLAGS": os.environ.get(
             "XLA_FLAGS",
-            "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+            "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+            " --xla_cpu_use_fusion_emitters=false",
         ),
     }
 )

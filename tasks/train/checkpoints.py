@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from models.record import FileDigest, Record, digest_of
@@ -47,6 +48,8 @@ WEIGHTS = "weights"
 NAME = re.compile(r"step-(\d{8,})")
 # How long a worker that is alive may take longer than another one to write its share.
 PATIENCE_S = 600.0
+# Values that are looked at together, in the processor's cache.
+AT_ONCE = 2**18
 
 
 class Ledger(Spec):
@@ -268,7 +271,7 @@ class Checkpoints:
         """Read and verify one checkpoint.
 
         Raises:
-            DamagedCheckpoint: a file is missing, cut or altered.
+            DamagedCheckpoint: a file is missing, cut or altered, or a value is not finite.
             ValueError: it belongs to another run.
         """
         folder = self._path(step)
@@ -290,8 +293,14 @@ class Checkpoints:
             }
         except ValueError as error:
             raise DamagedCheckpoint(f"{folder} is damaged: {error}") from None
-        weights = parts.pop(WEIGHTS, {})
-        return Checkpoint(manifest, EngineState(weights=weights, slots=parts))
+        state = EngineState(weights=parts.pop(WEIGHTS, {}), slots=parts)
+        try:
+            check_finite(state)
+        except FloatingPointError as error:
+            raise DamagedCheckpoint(
+                f"{folder} is no state to go on from: {error}. Take an earlier checkpoint."
+            ) from None
+        return Checkpoint(manifest, state)
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints, oldest first, unverified."""
@@ -380,7 +389,7 @@ class Checkpoints:
 
 
 class DamagedCheckpoint(Exception):
-    """A checkpoint whose bytes are not those that were written."""
+    """A checkpoint whose bytes are not those that were written, or whose numbers are none."""
 
 
 def parts_of(state: EngineState) -> dict[str, Arrays]:
@@ -389,15 +398,24 @@ def parts_of(state: EngineState) -> dict[str, Arrays]:
 
 
 def check_finite(state: EngineState) -> None:
-    """Refuse a state that must not reach a checkpoint.
+    """Refuse a state that must not reach a checkpoint, nor come from one.
+
+    One pass; beside the state it needs `AT_ONCE` bytes.
 
     Raises:
         FloatingPointError: a value is not finite; the message names the array.
     """
     for part, arrays in parts_of(state).items():
         for name, array in arrays.items():
-            if not np.isfinite(array).all():
+            if not _is_finite(array):
                 raise FloatingPointError(f"{part} of {name} hold values that are not finite")
+
+
+def _is_finite(array: NDArray[Any]) -> bool:
+    values = array.ravel(order="K")
+    return all(
+        np.isfinite(values[at : at + AT_ONCE]).all() for at in range(0, len(values), AT_ONCE)
+    )
 
 
 def held_identity(folder: Path) -> Identity | None:

@@ -7,7 +7,6 @@ process survives. On several machines that folder is on a shared file system.
 
 from __future__ import annotations
 
-import logging
 import threading
 import traceback
 import uuid
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from tasks.progress import Progress, silent
+from tasks.train.attempts import until_finished
 from tasks.train.cluster import (
     available,
     check_resources,
@@ -29,7 +29,6 @@ from tasks.train.stopping import Stopping
 from tasks.train.watchdog import guarded
 from tasks.train.worker import Job, work
 
-LOG = logging.getLogger("tandem.train")
 POLL_S = 0.1
 # Workers save and leave within a few seconds. One that hangs is given up after this long.
 GRACE_S = 20.0
@@ -39,9 +38,10 @@ def run_group(job: Job, *, progress: Progress = silent) -> Outcome:
     """Run a job on `train.workers` workers until it is finished.
 
     A worker that dies or hangs is replaced, up to `train.restarts` times, and all go on from the
-    newest checkpoint. One that is told to leave (SIGTERM) is replaced as long as something new is
-    saved each time; without, it counts among the `train.restarts`. Where the caller is interrupted
-    (Ctrl-C, SIGTERM, an exception raised by a signal handler), the workers save and leave first.
+    newest checkpoint. One that is told to leave (SIGTERM), or whose machine is taken away, is
+    replaced as long as something new is saved each time; see `until_finished`. Where the caller is
+    interrupted (Ctrl-C, SIGTERM, an exception raised by a signal handler), the workers save and
+    leave first.
 
     Raises:
         ValueError: the cluster is too small, or the run refuses to go on; the message says why.
@@ -49,24 +49,13 @@ def run_group(job: Job, *, progress: Progress = silent) -> Outcome:
     """
     with running_ray(), noticing_hangs(job.train.hang_timeout_s), terminable():
         check_resources(job.train.workers)
-        saved, idle = max(job.checkpoints.steps(), default=0), 0
-        while idle <= job.train.restarts:
-            ending = _attempt(job, progress=progress)
-            if ending.status == "refused":
-                raise ValueError(ending.message)
-            if ending.status == "finished":
-                return Outcome(ending.step or job.train.steps, finished=True)
-            # A worker, not the driver, was told to leave: its node goes away, another takes over.
-            step = ending.step or 0
-            saved, idle = step, 0 if step > saved else idle + 1
-            message = f"workers that were told to leave after step {step} are replaced"
-            LOG.warning(message)
-            job.events.write("replaced", message, step=step)
-    raise ChildProcessError(
-        f"workers were told to leave {idle} times in a row before they had saved anything new; the "
-        f"state is in {job.folder}. Run the same command again, or raise train.restarts, "
-        f"now {job.train.restarts}."
-    )
+        step = until_finished(
+            lambda: _attempt(job, progress=progress),
+            saved=lambda: max(job.checkpoints.steps(), default=0),
+            restarts=job.train.restarts,
+            events=job.events,
+        )
+    return Outcome(step or job.train.steps, finished=True)
 
 
 def _attempt(job: Job, *, progress: Progress) -> Ending:
@@ -93,11 +82,16 @@ def _attempt(job: Job, *, progress: Progress) -> Ending:
     relay.tell()
     if ending.exists():
         return Ending.read(ending)
-    cause = failures[0] if failures else None
-    lines = str(cause).strip().splitlines() or [""]
+    from tasks.train.losses import last_words
+    from tasks.train.ray_backend import why_uncounted
+
+    cause = failures[0] if failures else RuntimeError("they ended without a word")
+    reason = why_uncounted(cause, job.events)
+    if reason is not None:
+        return Ending(status="lost", message=reason)
     raise ChildProcessError(
         f"the workers failed, and train.restarts={job.train.restarts} did not help; what is saved "
-        f"in {job.folder} stays, and the same command goes on from there. Last: {lines[-1]}"
+        f"in {job.folder} stays, and the same command goes on from there. Last: {last_words(cause)}"
     ) from cause
 
 
@@ -111,12 +105,11 @@ def _fit(job: Job, mailbox: Path, failures: list[Exception], over: threading.Eve
 
 
 def _train_with_ray(job: Job, mailbox: Path) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
 
-    from tasks.train.ray_backend import Losses, WorkersConfig, WorkersTrainer
+    from tasks.train.ray_backend import Losses, WorkersConfig, WorkersTrainer, allowed
 
     gpus = available("GPU") >= job.train.workers
-    restarts = job.train.restarts
     WorkersTrainer(
         _train_function,
         train_loop_config={"job": job.model_dump_json(), "mailbox": str(mailbox)},
@@ -126,7 +119,7 @@ def _train_with_ray(job: Job, mailbox: Path) -> None:
             name="ray",
             storage_path=str(mailbox),
             callbacks=[Losses(job.events, mailbox)],
-            failure_config=FailureConfig(max_failures=restarts, controller_failure_limit=restarts),
+            failure_config=allowed(job.train.restarts),
             worker_runtime_env={"env_vars": worker_environment(job.train.workers, gpus=gpus)},
         ),
     ).fit()

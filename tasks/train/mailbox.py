@@ -22,9 +22,12 @@ EXPECTED = ("started", "finished")
 
 
 class Ending(Record):
-    """How an attempt ended, as rank 0 or the worker that refused wrote it."""
+    """How an attempt ended, as rank 0 or the worker that refused wrote it.
 
-    status: Literal["finished", "stopped", "refused"]
+    Of workers that are lost the driver tells, where Ray does not count it as a failure.
+    """
+
+    status: Literal["finished", "stopped", "lost", "refused"]
     step: int | None = None
     message: str = ""
 

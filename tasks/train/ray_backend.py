@@ -15,13 +15,15 @@ from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
-from ray.train import UserCallback
+from ray.train import FailureConfig, UserCallback
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from tasks.train.events import Events
+from tasks.train.losses import GONE, loss_of, uncounted
 from tasks.train.mailbox import ENDING, Ending
 
 # The wish to stop of this process: a signal handler can reach nothing else.
@@ -47,8 +49,9 @@ class Workers(Backend):  # type: ignore[misc]
             each(_listen_to_signals)
             each(_join, backend_config.backend, address, workers)
         except RayError as error:
-            message = f"the workers did not meet: {_first_line(error)}"
-            _tell(backend_config.events, message)
+            loss = loss_of({0: error})
+            message = f"the workers did not meet: {loss.reason}"
+            _tell(backend_config.events, message, cause=loss.cause)
             # Ray (2.60) forgets a group that fails here, and keeps its CPUs.
             worker_group.shutdown()
             raise WorkerGroupStartupFailedError(message) from error
@@ -90,10 +93,10 @@ class Losses(UserCallback):  # type: ignore[misc]
         if ending.exists() and Ending.read(ending).status == "refused":
             return
         ranks = sorted(worker_exceptions)
-        cause = worker_exceptions[ranks[0]]
-        reason = _first_line(getattr(cause, "health_check_failure", cause))
+        loss = loss_of(worker_exceptions)
         numbers = ", ".join(map(str, ranks))
-        _tell(self.events, f"lost worker {numbers}: {reason}", ranks=ranks)
+        message = f"lost worker {numbers}: {loss.reason}"
+        _tell(self.events, message, ranks=ranks, cause=loss.cause)
 
 
 class WorkersTrainer(DataParallelTrainer):  # type: ignore[misc]
@@ -108,14 +111,38 @@ class WorkersTrainer(DataParallelTrainer):  # type: ignore[misc]
         return [item for item in callbacks if not isinstance(item, PlacementGroupCleanerCallback)]
 
 
+def allowed(restarts: int) -> FailureConfig:
+    """How often Ray starts the workers of one attempt again, all of them together.
+
+    Of machines that are taken away it allows none, where its default is without end: whether such
+    an attempt counts depends on what it has saved, which Ray does not know.
+    """
+    return FailureConfig(
+        max_failures=restarts, controller_failure_limit=restarts, max_preemption_failures=0
+    )
+
+
+def why_uncounted(error: Exception, events: Events) -> str | None:
+    """Why workers are lost, if Ray does not count it; None where it is a failure like any other.
+
+    Told as `worker_lost`, unless `Losses` heard of it. Without Ray's controller there is no second
+    try: the CPUs of its workers are free when the driver leaves.
+    """
+    if isinstance(error, GONE):
+        gone = loss_of({0: error})
+        _tell(events, f"lost Ray's controller: {gone.reason}", cause=gone.cause)
+    loss = uncounted(error)
+    if loss is None:
+        return None
+    if not isinstance(error, WorkerGroupError):
+        _tell(events, f"lost the workers: {loss.reason}", cause=loss.cause)
+    return loss.reason
+
+
 def _tell(events: Events, message: str, **details: Any) -> None:
     # A disk that is full keeps no worker from being replaced.
     with contextlib.suppress(OSError):
         events.write("worker_lost", message, **details)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _address(rank: int) -> tuple[str, int]:

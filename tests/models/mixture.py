@@ -157,9 +157,7 @@ def _flax(case: Case, precision: Precision) -> Result:
         assert routing is not None
         return (y * goal).sum() + routing.loss.sum(), (y, routing)
 
-    both = jax.value_and_grad(compute, (0, 1), has_aux=True)
-    # Operation by operation what is compiled serves every case of the same shapes.
-    both = both if precision == "float64" else jax.jit(both)
+    both = jax.jit(jax.value_and_grad(compute, (0, 1), has_aux=True))
     (_, (y, routing)), (by_weight, by_x) = both(arrays, jnp.asarray(case.x, policy.compute))
     gradients = {f"{case.name}.{name}": np.asarray(array) for name, array in by_weight.items()}
     gradients["x"] = np.asarray(by_x)

@@ -83,8 +83,10 @@ def case_of(spec: ModelSpec, *, training: bool = True) -> Case:
 
 
 def run(case: Case, backend: Backend, *, precision: Precision = "float64") -> Result:
-    """Forward and backward through one twin."""
-    return run_torch(case, precision) if backend == "torch" else run_flax(case, precision)
+    """Forward and backward through one twin; Flax is jitted where few variants are asked."""
+    if backend == "torch":
+        return run_torch(case, precision)
+    return run_flax(case, precision, jitted=precision != "float64")
 
 
 def run_flax(case: Case, precision: Precision, *, jitted: bool = False) -> Result:

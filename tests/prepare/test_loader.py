@@ -98,7 +98,7 @@ for samples in (
     Rows(tokens, RowIndex(pieces, np.arange(10_001)), 256, 0),
     ByLength.of(texts, LengthOrder(batches=32, lengths=4)),
 ):
-    for step in range(200):
+    for step in range(20):
         drawn = draw(samples, seed=0, step=step, batch=16)
         assert drawn.samples.read(drawn.indices).inputs.shape == (16, 256)
 print(len(tokens) * 2)

@@ -19,7 +19,7 @@ from optim.rules import AdamW
 from optim.spec import OptimSpec
 from tasks.artifacts import DataManifest, TrainingReport
 from tests.tolerances import WEIGHTS_FLOAT32
-from tests.train.planted import local_ray
+from tests.train.planted import local_ray, plant
 from tests.train.runs import BATCH, STEPS, Kill, Separate, events, result, run, small_data
 
 pytestmark = pytest.mark.slow
@@ -98,8 +98,10 @@ def test_a_run_leaves_a_model_a_report_and_a_curve_and_no_checkpoint(
 
 
 def test_a_run_whose_driver_and_then_whose_worker_is_killed_ends_with_the_same_bits(
-    whole: Path, data: Path, tmp_path: Path
+    whole: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Steps slow enough that workers notice their driver's end before their own.
+    plant(tmp_path / "notes", monkeypatch)
     separate = Separate(data, tmp_path, {})
     # The save of step 20 has waited for that of step 10.
     processes = separate.wait_for(22)

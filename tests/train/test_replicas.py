@@ -193,7 +193,7 @@ def torch_rank(rank: int, port: int, runs: list[dict[str, Any]]) -> list[list[Su
 
 def jax_rank(rank: int, port: int, runs: list[dict[str, Any]]) -> list[list[Sums]]:
     """One of two JAX processes with two devices each."""
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=2, process_id=rank)
     try:
         return [

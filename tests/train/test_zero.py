@@ -220,7 +220,7 @@ def flax_worker(rank: int, port: int, runs: list[dict[str, Any]], cases: list[Ca
 def flax_devices(runs: list[dict[str, Any]]) -> tuple[str, list[Trained]]:
     """One JAX process with two devices, and what it says to a batch that they cannot share."""
     # Read when JAX makes its first device, which importing does not.
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    os.environ["XLA_FLAGS"] += " --xla_force_host_platform_device_count=2"
     spec = MODELS[MODEL]
     try:
         FlaxEngine(spec, OPTIM, train_spec("flax").model_copy(update={"batch": 3}))
