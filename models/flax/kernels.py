@@ -16,6 +16,10 @@ from models.positions import slopes
 from models.scores import spans
 from models.spec import AttentionSpec
 
+CUDNN_DTYPES = (jnp.bfloat16, jnp.float16)
+# The widest heads that its backward pass takes on every GPU since Ampere.
+CUDNN_WIDTH = 128
+
 
 def seen(attention: AttentionSpec, query: Layout, key: Layout) -> Array:
     """Which keys (last axis) each query may see, (1 or B, T, S)."""
@@ -99,9 +103,19 @@ def fused(
 ) -> Array:
     """Attend without ever holding all scores; shapes as in `written_out`, S = T.
 
-    The backward pass computes the scores of a block again.
+    On a GPU by cuDNN's flash attention where it computes what is asked for. Elsewhere by blocks,
+    whose scores the backward pass computes again.
     """
     heads = query.shape[1]
+    if not alibi and suits_cudnn(query, layout, attention):
+        mixed: Array = jax.nn.dot_product_attention(
+            *(each.swapaxes(1, 2) for each in (query, key, value)),
+            scale=scale,
+            is_causal=attention.mask.kind == "causal",
+            local_window_size=attention.window and (attention.window - 1, 0),
+            implementation="cudnn",
+        )
+        return mixed.swapaxes(1, 2)
 
     def block(query: Array, key: Array, value: Array, asking: Layout, asked: Layout) -> Array:
         return masked(
@@ -120,6 +134,23 @@ def fused(
         own = query[:, :, span.queries]
         blocks.append(block(own, key[:, :, span.keys], value[:, :, span.keys], asking, asked))
     return jnp.concatenate(blocks, axis=2)
+
+
+def suits_cudnn(query: Array, layout: Layout, attention: AttentionSpec) -> bool:
+    """Whether cuDNN has a kernel, forward and backward, for (B, N, T, H) and this mask.
+
+    Rows that are whole, each one document; a window only behind each query.
+    """
+    conditions = (layout.document, layout.prompt, layout.lengths)
+    width = query.shape[-1]
+    return (
+        jax.default_backend() == "gpu"
+        and query.dtype in CUDNN_DTYPES
+        and width % 8 == 0
+        and width <= CUDNN_WIDTH
+        and all(condition is None for condition in conditions)
+        and (attention.window is None or attention.mask.kind == "causal")
+    )
 
 
 def masked(

@@ -294,6 +294,47 @@ def test_every_kernel_gives_the_same_numbers_and_gradients(name: str) -> None:
             assert difference(gradient, exact) < GRADIENT_FLOAT64
 
 
+@pytest.mark.parametrize("name", ASKED)
+def test_cudnn_is_asked_for_what_the_reference_computes(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arguments mean the same to JAX's own kernel, which sums in float32."""
+    asked, calls = ASKED[name], []
+
+    def own(*heads: jax.Array, implementation: str, **named: Any) -> jax.Array:
+        calls.append(implementation)
+        mixed: jax.Array = ask(*heads, implementation="xla", **named)
+        return mixed
+
+    ask = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", own)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(models.flax.kernels, "CUDNN_DTYPES", (np.float64,))
+    expected, found = by_torch(asked, "reference"), by_flax(asked, "fused")
+    suits = {"causal", "one key head", "window", "window across blocks", "both sides"}
+    assert calls == (["cudnn"] if name in suits else [])
+    for one, other in zip(found, expected, strict=True):
+        assert difference(one, other) < 1e-5
+
+
+def test_cudnn_is_not_asked_for_types_and_widths_that_it_has_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    place = jnp.arange(4)[None]
+    layout = models.flax.layout.Layout(place, place, None, None, None)
+    suited = [
+        models.flax.kernels.suits_cudnn(jnp.zeros((1, 1, 4, width), dtype), layout, attention())
+        for dtype, width in (
+            ("bfloat16", 128),
+            ("bfloat16", 136),
+            ("bfloat16", 12),
+            ("float32", 64),
+        )
+    ]
+    assert suited == [True, False, False, False]
+
+
 def test_a_position_that_sees_nothing_gets_zeros_and_finite_gradients() -> None:
     asked = ASKED["positions that see nothing"]
     for compute in (by_torch, by_flax):
