@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from deepspeed.runtime.engine import DeepSpeedEngine
 
 from models.spec import ModelSpec, RmsNorm, Rope
 from optim.gradient import GradientSpec
@@ -147,6 +148,27 @@ def test_a_loaded_weight_alone_starts_with_empty_slots(build: Build) -> None:
         first = run(engine, LANGUAGE, steps=2)
         engine.load(EngineState(start.weights))
         assert run(engine, LANGUAGE, steps=2) == first
+
+
+def test_one_worker_flattens_no_weight_and_copies_no_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It shares with nobody, whatever `train.zero_stage` says."""
+    copied: list[object] = []
+    reduce = DeepSpeedEngine.buffered_allreduce_fallback
+
+    def noted(engine: object, **named: object) -> None:
+        copied.append(engine)
+        reduce(engine, **named)
+
+    monkeypatch.setattr(DeepSpeedEngine, "buffered_allreduce_fallback", noted)
+    with opened(TorchEngine, precision="float32", zero_stage=2) as engine:
+        assert isinstance(engine, TorchEngine)
+        run(engine, LANGUAGE, steps=2)
+        groups = engine._optimizer.param_groups
+        own = {id(parameter) for parameter in engine._model.parameters()}
+    assert {id(each) for group in groups for each in group["params"]} <= own
+    assert copied == []
 
 
 @pytest.mark.parametrize(
